@@ -1,0 +1,1 @@
+"""The client agent: what a node does for the cluster."""

@@ -1,0 +1,89 @@
+"""The only source of chance; everything else takes an Entropy."""
+
+from __future__ import annotations
+
+import os
+import random
+import uuid
+from collections.abc import MutableSequence, Sequence
+from typing import Any, Protocol, TypeVar
+
+T = TypeVar("T")
+
+
+class Entropy(Protocol):
+    """Chance as an input, so that one seed replays a run."""
+
+    def uuid(self) -> str:
+        """A random UUID, 36 lower-case characters."""
+        ...
+
+    def token_bytes(self, count: int) -> bytes:
+        """`count` random bytes; fit for secrets only from SystemEntropy."""
+        ...
+
+    def uniform(self, low: float, high: float) -> float:
+        """A float in [low, high]."""
+        ...
+
+    def choice(self, items: Sequence[T]) -> T:
+        """One of `items`, which must not be empty."""
+        ...
+
+    def shuffle(self, items: MutableSequence[Any]) -> None:
+        """Reorder in place."""
+        ...
+
+
+class SystemEntropy:
+    """Chance from the operating system."""
+
+    def __init__(self) -> None:
+        self._random = random.SystemRandom()
+
+    def uuid(self) -> str:
+        """A random UUID, 36 lower-case characters."""
+        return str(uuid.uuid4())
+
+    def token_bytes(self, count: int) -> bytes:
+        """`count` random bytes."""
+        return os.urandom(count)
+
+    def uniform(self, low: float, high: float) -> float:
+        """A float in [low, high]."""
+        return self._random.uniform(low, high)
+
+    def choice(self, items: Sequence[T]) -> T:
+        """One of `items`."""
+        return self._random.choice(items)
+
+    def shuffle(self, items: MutableSequence[Any]) -> None:
+        """Reorder in place."""
+        self._random.shuffle(items)
+
+
+class SeededEntropy:
+    """Chance from a seed, for tests and the simulator; never for secrets."""
+
+    def __init__(self, seed: int | str) -> None:
+        self._random = random.Random(seed)  # noqa: S311 - not for secrets
+
+    def uuid(self) -> str:
+        """A UUID that the seed decides."""
+        return str(uuid.UUID(int=self._random.getrandbits(128), version=4))
+
+    def token_bytes(self, count: int) -> bytes:
+        """`count` bytes that the seed decides."""
+        return self._random.randbytes(count)
+
+    def uniform(self, low: float, high: float) -> float:
+        """A float in [low, high]."""
+        return self._random.uniform(low, high)
+
+    def choice(self, items: Sequence[T]) -> T:
+        """One of `items`."""
+        return self._random.choice(items)
+
+    def shuffle(self, items: MutableSequence[Any]) -> None:
+        """Reorder in place."""
+        self._random.shuffle(items)
