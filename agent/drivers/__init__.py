@@ -1,0 +1,1 @@
+"""How a task is started, watched and stopped: one module per driver."""
