@@ -166,10 +166,18 @@ class NodeHeartbeat(_Call, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class ServerAddress(_Call, frozen=True, kw_only=True, omit_defaults=True):
-    """name: node name of the server (without region); rpc: host:port."""
+    """name: node name of the server (without region); rpc: host:port; id: its raft id."""
 
     name: str
     rpc: str
+    id: str = ""
+
+
+class NodeAttach(_Call, frozen=True, kw_only=True, omit_defaults=True):
+    """Binds the connection it comes over to the node, so that the server can call the agent back."""
+
+    node_id: str
+    secret_id: str
 
 
 class NodeReply(_Call, frozen=True, kw_only=True, omit_defaults=True):
@@ -348,7 +356,8 @@ class ServerHello(_Call, frozen=True, kw_only=True, omit_defaults=True):
     """What servers tell each other about themselves: at forming, and then every second as a sign of life.
 
     id: the server's raft id (stable over restarts). http, rpc: advertised host:port. expect: bootstrap_expect.
-    initialized: it has raft state already. known: rpc addresses of the servers it knows of.
+    initialized: it has raft state already. known: ids of the servers it has heard of, itself included.
+    configuration: the raft servers it started from, empty while not initialized.
     """
 
     id: str
@@ -364,6 +373,7 @@ class ServerHello(_Call, frozen=True, kw_only=True, omit_defaults=True):
     raft_index: int = 0
     raft_term: int = 0
     known: list[str] = []
+    configuration: list[ServerAddress] = []
 
 
 class ServerHelloReply(_Call, frozen=True, kw_only=True, omit_defaults=True):

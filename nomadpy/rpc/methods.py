@@ -167,6 +167,13 @@ _TABLE: list[Method] = [
         where="leader",
         roles=AGENTS,
     ),
+    Method(
+        name="Node.Attach",
+        request=calls.NodeAttach,
+        reply=calls.IndexReply,
+        where="any",
+        roles=AGENTS,
+    ),
     # servers among themselves
     Method(
         name="Server.Hello",
