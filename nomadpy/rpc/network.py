@@ -9,20 +9,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
-import msgspec
-
-
-class Identity(msgspec.Struct, frozen=True, kw_only=True):
-    """What the peer's certificate proves. Without TLS (loopback only) `role` is what it claims.
-
-    role: server | client | cli; region: e.g. global; name: the common name, e.g. server.global.nomad;
-    fingerprint: sha256 of the certificate in hex, "" without TLS.
-    """
-
-    role: str
-    region: str
-    name: str = ""
-    fingerprint: str = ""
+from nomadpy.pki.roles import Identity as Identity
 
 
 class ByteStream(Protocol):
