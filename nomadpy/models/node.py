@@ -129,12 +129,12 @@ class DrainSpec(Wire, frozen=True, kw_only=True):
 
 
 class DrainStrategy(Wire, frozen=True, kw_only=True):
+    """A drain under way. deadline below 0 forces at once, 0 waits without end; force_deadline is the moment."""
+
+    deadline: Duration = 0
+    ignore_system_jobs: bool = False
     force_deadline: Time = ZERO_TIME
     started_at: Time = ZERO_TIME
-    index: int = 0
-    last_contact: int = 0
-    known_leader: bool = False
-    next_token: str = ""
 
 
 class NodeEvent(Wire, frozen=True, kw_only=True):
