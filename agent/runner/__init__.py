@@ -1,0 +1,1 @@
+"""How an allocation lives on a node: pure machines that decide, and thin shells that do."""

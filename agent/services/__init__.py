@@ -1,0 +1,1 @@
+"""What surrounds a task: its certificates and identities."""
