@@ -82,7 +82,9 @@ class TaskState(Wire, frozen=True, kw_only=True):
 
 
 class AllocDeploymentStatus(Wire, frozen=True, kw_only=True):
-    healthy: bool = False
+    """healthy: None while it is undecided."""
+
+    healthy: bool | None = None
     timestamp: Time = ZERO_TIME
     canary: bool = False
     modify_index: int = 0
