@@ -6,16 +6,13 @@ nanoseconds since 1970; `Details` repeats the fields of the event as strings, as
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
-
 from agent.drivers.base import ExitResult
+from nomadpy.jobspec.durations import format_duration
 from nomadpy.models.allocation import TaskEvent
 
 MAX_EVENTS = 10
 
 WITHIN_POLICY = "Restart within policy"
-
-_SECOND = 1_000_000_000
 
 
 def appended(events: list[TaskEvent] | None, event: TaskEvent) -> list[TaskEvent]:
@@ -92,7 +89,7 @@ def terminated(now_ns: int, result: ExitResult) -> TaskEvent:
 
 def killing(now_ns: int, timeout_ns: int, reason: str = "") -> TaskEvent:
     """The kill signal goes out."""
-    wait = go_duration(timeout_ns)
+    wait = format_duration(timeout_ns)
     details = {"kill_timeout": wait}
     text = (
         f"Sent interrupt. Waiting {wait} before force killing" if timeout_ns else "Sent interrupt"
@@ -111,7 +108,7 @@ def killed(now_ns: int, error: str = "") -> TaskEvent:
 
 def restarting(now_ns: int, delay_ns: int, reason: str) -> TaskEvent:
     """The task will be started again after delay_ns."""
-    text = f"Task restarting in {go_duration(delay_ns)}"
+    text = f"Task restarting in {format_duration(delay_ns)}"
     if reason and reason != WITHIN_POLICY:
         text = f"{reason} - {text}"
     return _event(
@@ -180,7 +177,7 @@ def reconnected(now_ns: int) -> TaskEvent:
 
 def shutdown_delay(now_ns: int, delay_ns: int) -> TaskEvent:
     """The kill signal is held back."""
-    text = f"Waiting for shutdown_delay of {go_duration(delay_ns)} before killing the task."
+    text = f"Waiting for shutdown_delay of {format_duration(delay_ns)} before killing the task."
     return _event("Waiting for shutdown delay", now_ns, text, {"message": text}, message=text)
 
 
@@ -193,40 +190,6 @@ def skip_shutdown_delay(now_ns: int) -> TaskEvent:
 def unhealthy(now_ns: int, reason: str) -> TaskEvent:
     """The allocation did not become healthy in time."""
     return _event("Alloc Unhealthy", now_ns, reason, {"message": reason}, message=reason)
-
-
-def go_duration(ns: int) -> str:
-    """Nanoseconds as Go writes a duration: `0s`, `300ms`, `1.5s`, `1h0m5s`."""
-    if ns == 0:
-        return "0s"
-    sign, ns = ("-", -ns) if ns < 0 else ("", ns)
-    if ns < _SECOND:
-        for unit, size in (("ms", 1_000_000), ("µs", 1000), ("ns", 1)):
-            if ns >= size:
-                return f"{sign}{_decimal(ns, size)}{unit}"
-    minutes, rest = divmod(ns, 60 * _SECOND)
-    hours, minutes = divmod(minutes, 60)
-    text = f"{_decimal(rest, _SECOND)}s"
-    if hours or minutes:
-        text = f"{minutes}m{text}"
-    if hours:
-        text = f"{hours}h{text}"
-    return sign + text
-
-
-def rfc3339(now_ns: int) -> str:
-    """Wall nanoseconds as RFC 3339 in UTC, trailing zeros of the fraction dropped as Go does."""
-    seconds, fraction = divmod(now_ns, _SECOND)
-    text = datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
-    decimals = f"{fraction:09d}".rstrip("0")
-    return f"{text}.{decimals}Z" if decimals else f"{text}Z"
-
-
-def _decimal(value: int, unit: int) -> str:
-    whole, rest = divmod(value, unit)
-    if not rest:
-        return str(whole)
-    return f"{whole}.{str(rest).zfill(len(str(unit)) - 1).rstrip('0')}"
 
 
 def _event(

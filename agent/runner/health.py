@@ -11,9 +11,8 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from agent.runner import lifecycle
-from agent.runner.events import go_duration
-from nomadpy.models.allocation import AllocDeploymentStatus, Allocation, TaskState
-from nomadpy.models.base import ZERO_TIME
+from nomadpy.jobspec.durations import format_duration
+from nomadpy.models.allocation import Allocation, AllocDeploymentStatus, TaskState
 from nomadpy.models.job import TaskGroup
 from nomadpy.models.task import Task
 
@@ -61,8 +60,8 @@ def rule_for(alloc: Allocation, group: TaskGroup) -> HealthRule | None:
 
 
 def is_decided(status: AllocDeploymentStatus | None) -> bool:
-    """Whether health is known: an undecided status (a canary's mark) has no timestamp."""
-    return status is not None and (status.healthy is True or status.timestamp != ZERO_TIME)
+    """Whether health is known; a canary has a status before it has health."""
+    return status is not None and status.healthy is not None
 
 
 class HealthWatch:
@@ -96,8 +95,8 @@ class HealthWatch:
         if now_s >= self._deadline_s:
             return Finding(
                 healthy=False,
-                reason=f"Task not running for min_healthy_time of {go_duration(self._rule.min_healthy_ns)}"
-                f" by healthy_deadline of {go_duration(self._rule.deadline_ns)}",
+                reason=f"Task not running for min_healthy_time of {format_duration(self._rule.min_healthy_ns)}"
+                f" by healthy_deadline of {format_duration(self._rule.deadline_ns)}",
             )
         return Finding(wait_s=self._deadline_s - now_s)
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import msgspec
 
-from agent.runner.events import WITHIN_POLICY, go_duration
+from agent.runner.events import WITHIN_POLICY
 from nomadpy.entropy import Entropy
+from nomadpy.jobspec.durations import format_duration
 from nomadpy.models.task import Task
 from nomadpy.models.task_blocks import RestartPolicy
 
@@ -72,7 +73,7 @@ def decide(
     return Verdict(
         action=FAIL,
         history=history,
-        reason=f"Exceeded allowed attempts {policy.attempts} in interval {go_duration(policy.interval)}"
+        reason=f"Exceeded allowed attempts {policy.attempts} in interval {format_duration(policy.interval)}"
         ' and mode is "fail"',
     )
 

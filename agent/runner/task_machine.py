@@ -16,6 +16,7 @@ from agent.drivers.base import ExitResult, TaskHandle
 from agent.runner import events, restarts
 from agent.runner.restarts import RestartHistory
 from nomadpy.entropy import Entropy
+from nomadpy.models import gotime
 from nomadpy.models.allocation import TaskEvent, TaskState
 from nomadpy.models.base import ZERO_TIME
 from nomadpy.models.task_blocks import RestartPolicy
@@ -281,7 +282,7 @@ class TaskMachine:
                 self._state(
                     events.started(now_ns),
                     state="running",
-                    started_at=events.rfc3339(now_ns),
+                    started_at=gotime.from_ns(now_ns),
                     finished_at=None,
                 )
                 return [Watch(), *self._run_or_stop(now_ns)]
@@ -362,7 +363,7 @@ class TaskMachine:
             events.restarting(now_ns, delay_ns, reason),
             state="pending",
             restarts=self.state.restarts + 1,
-            last_restart=events.rfc3339(now_ns),
+            last_restart=gotime.from_ns(now_ns),
         )
 
     def _dead_by_kill(self, now_ns: int) -> list[Instruction]:
@@ -371,7 +372,7 @@ class TaskMachine:
 
     def _die(self, now_ns: int, event: TaskEvent | None, *, failed: bool) -> None:
         self.phase = Phase.DEAD
-        self._state(event, state="dead", failed=failed, finished_at=events.rfc3339(now_ns))
+        self._state(event, state="dead", failed=failed, finished_at=gotime.from_ns(now_ns))
 
     def _forget(self) -> list[Instruction]:
         if self.record.handle is None:
