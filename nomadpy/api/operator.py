@@ -1,0 +1,140 @@
+"""/v1/operator/*: raft, autopilot, scheduler configuration, keyring, license."""
+
+from __future__ import annotations
+
+import msgspec
+from aiohttp import web
+
+from nomadpy.api.context import Api, Route
+from nomadpy.api.errors import text_response
+from nomadpy.api.reads import read, write
+from nomadpy.api.request import (
+    as_struct,
+    body_of,
+    go_duration,
+    query_options,
+    raw_body,
+    write_options,
+)
+from nomadpy.api.response import body_response, write_response
+from nomadpy.errors import InvalidRequestError
+from nomadpy.models import calls
+from nomadpy.models.operator import AutopilotConfiguration, SchedulerConfiguration
+
+
+async def raft_configuration(api: Api, request: web.Request) -> web.StreamResponse:
+    """GET /v1/operator/raft/configuration."""
+    return await read(api, request, "Operator.RaftConfiguration")
+
+
+async def autopilot_configuration(api: Api, request: web.Request) -> web.StreamResponse:
+    """GET /v1/operator/autopilot/configuration."""
+    return await read(api, request, "Operator.AutopilotConfiguration")
+
+
+async def set_autopilot_configuration(api: Api, request: web.Request) -> web.StreamResponse:
+    """PUT /v1/operator/autopilot/configuration; durations are Go duration strings (nanoseconds are taken too)."""
+    raw = await raw_body(api, request, AutopilotConfiguration)
+    for name in ("LastContactThreshold", "ServerStabilizationTime"):
+        value = raw.get(name)
+        if isinstance(value, str) and value and go_duration(value) is None:
+            raise InvalidRequestError(
+                f'Error parsing autopilot config: {name}: time: invalid duration "{value}"'
+            )
+    call = calls.AutopilotConfigWrite(
+        config=as_struct(raw, AutopilotConfiguration),
+        options=write_options(api, request),
+        cas=_cas(request),
+    )
+    answer = await api.caller.call("Operator.SetAutopilotConfiguration", call)
+    return await write_response(request, answer)
+
+
+async def autopilot_health(api: Api, request: web.Request) -> web.StreamResponse:
+    """GET /v1/operator/autopilot/health: 429 with the same body when the cluster is not healthy."""
+    call = calls.Read(options=query_options(api, request))
+    answer = await api.caller.call("Operator.AutopilotHealth", call)
+    healthy = msgspec.json.decode(answer.body, type=_Health).healthy
+    return await body_response(request, answer.body, {}, status=200 if healthy else 429)
+
+
+async def scheduler_configuration(api: Api, request: web.Request) -> web.StreamResponse:
+    """GET /v1/operator/scheduler/configuration."""
+    return await read(api, request, "Operator.SchedulerConfiguration")
+
+
+async def set_scheduler_configuration(api: Api, request: web.Request) -> web.StreamResponse:
+    """PUT or POST /v1/operator/scheduler/configuration."""
+    config = await body_of(api, request, SchedulerConfiguration)
+    call = calls.SchedulerConfigWrite(
+        config=config, options=write_options(api, request), cas=_cas(request)
+    )
+    answer = await api.caller.call("Operator.SetSchedulerConfiguration", call)
+    return await write_response(request, answer)
+
+
+async def keyring_list(api: Api, request: web.Request) -> web.StreamResponse:
+    """GET /v1/operator/keyring/keys."""
+    return await read(api, request, "Keyring.List")
+
+
+async def keyring_rotate(api: Api, request: web.Request) -> web.StreamResponse:
+    """PUT or POST /v1/operator/keyring/rotate; flags: full, algo, publish_time."""
+    return await write(
+        api, request, "Keyring.Rotate", switches=("full",), words=("algo", "publish_time")
+    )
+
+
+async def license_get(_api: Api, _request: web.Request) -> web.StreamResponse:
+    """GET /v1/operator/license: there is none."""
+    return web.Response(status=204, headers={"Vary": "Accept-Encoding"})
+
+
+async def enterprise_only(_api: Api, _request: web.Request) -> web.StreamResponse:
+    """A route of the paid edition."""
+    return text_response(501, "Nomad Enterprise only endpoint")
+
+
+class _Health(msgspec.Struct):
+    healthy: bool = msgspec.field(default=False, name="Healthy")
+
+
+def _cas(request: web.Request) -> int | None:
+    text = request.query.get("cas")
+    if text is None:
+        return None
+    if not text.isdecimal() or len(text) > 19:
+        raise InvalidRequestError(
+            f'Error parsing cas value: strconv.ParseUint: parsing "{text}": invalid syntax'
+        )
+    return int(text)
+
+
+ROUTES = [
+    Route("GET", "/v1/operator/raft/configuration", raft_configuration),
+    Route("GET", "/v1/operator/autopilot/configuration", autopilot_configuration),
+    Route("PUT", "/v1/operator/autopilot/configuration", set_autopilot_configuration),
+    Route("GET", "/v1/operator/autopilot/health", autopilot_health),
+    Route("GET", "/v1/operator/scheduler/configuration", scheduler_configuration),
+    Route("PUT POST", "/v1/operator/scheduler/configuration", set_scheduler_configuration),
+    Route("GET", "/v1/operator/keyring/keys", keyring_list),
+    Route("PUT POST", "/v1/operator/keyring/rotate", keyring_rotate),
+    Route("GET", "/v1/operator/license", license_get),
+    Route("PUT POST", "/v1/operator/license", enterprise_only),
+    Route("POST", "/v1/operator/utilization", enterprise_only),
+    *(
+        Route("*", path, enterprise_only)
+        for path in (
+            "/v1/sentinel/policies",
+            "/v1/sentinel/policy/{name}",
+            "/v1/quotas",
+            "/v1/quota-usages",
+            "/v1/quota",
+            "/v1/quota/{name}",
+            "/v1/recommendation",
+            "/v1/recommendations",
+            "/v1/recommendations/apply",
+            "/v1/recommendation/{id}",
+        )
+    ),
+]
