@@ -1,0 +1,56 @@
+"""Score how well a node suits a task group, higher is better.
+
+The parts are averaged: bin packing always counts; anti-affinity, reschedule penalty, affinity and spread only when
+they are not zero. Not here: whether the node can run it (feasibility.py, fit.py).
+"""
+
+from __future__ import annotations
+
+import math
+
+BINPACK = "binpack"
+JOB_ANTI_AFFINITY = "job-anti-affinity"
+NODE_AFFINITY = "node-affinity"
+RESCHEDULE_PENALTY = "node-reschedule-penalty"
+ALLOCATION_SPREAD = "allocation-spread"
+
+_MAX_FIT = 18.0
+_LN10 = math.log(10)
+_exp = math.exp
+
+
+def pack_score(cpu: int, memory_mb: int, cpu_total: int, memory_total: int) -> float:
+    """Return how tightly a node is packed: 0 empty, 1 full.
+
+    cpu, memory_mb: used, the new allocation included; at most the totals.
+    Source: best fit v3, as Nomad's `binpack` algorithm scores it, scaled from 18 to 1.
+    """
+    free_cpu = 1 - cpu / cpu_total if cpu_total > 0 else 0.0
+    free_memory = 1 - memory_mb / memory_total if memory_total > 0 else 0.0
+    score = 20.0 - _exp(free_cpu * _LN10) - _exp(free_memory * _LN10)
+    return min(max(score, 0.0), _MAX_FIT) / _MAX_FIT
+
+
+def empty_score(cpu: int, memory_mb: int, cpu_total: int, memory_total: int) -> float:
+    """Return how empty a node stays: the inverse of `pack_score`, for the `spread` algorithm."""
+    free_cpu = 1 - cpu / cpu_total if cpu_total > 0 else 0.0
+    free_memory = 1 - memory_mb / memory_total if memory_total > 0 else 0.0
+    score = _exp(free_cpu * _LN10) + _exp(free_memory * _LN10) - 2.0
+    return min(max(score, 0.0), _MAX_FIT) / _MAX_FIT
+
+
+def anti_affinity(same_group: int, desired: int) -> float:
+    """Return the penalty for a node that already has `same_group` allocations of this job and group; 0 for none."""
+    if same_group <= 0:
+        return 0.0
+    return -(same_group + 1) / max(desired, 1)
+
+
+def combine(scores: dict[str, float]) -> float:
+    """Return the average of the parts that count."""
+    total, parts = scores[BINPACK], 1
+    for name, value in scores.items():
+        if name != BINPACK and value != 0.0:
+            total += value
+            parts += 1
+    return total / parts

@@ -1,0 +1,116 @@
+"""What the scheduler reads: a view of the state at one index."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Protocol
+
+from nomadpy.models.allocation import Allocation
+from nomadpy.models.deployment import Deployment
+from nomadpy.models.job import Job
+from nomadpy.models.node import Node, NodePool
+from nomadpy.models.operator import SchedulerConfiguration
+
+
+class Snapshot(Protocol):
+    """An immutable view of the state. Missing objects are None; iterations have a stable order."""
+
+    @property
+    def index(self) -> int:
+        """The log index that the view is of."""
+        ...
+
+    def job(self, namespace: str, job_id: str) -> Job | None:
+        """The newest version of a job."""
+        ...
+
+    def node(self, node_id: str) -> Node | None:
+        """One node."""
+        ...
+
+    def nodes(self) -> Iterable[Node]:
+        """All nodes, by id."""
+        ...
+
+    def nodes_by_pool(self, name: str) -> Iterable[Node]:
+        """The nodes of one pool."""
+        ...
+
+    def node_pool(self, name: str) -> NodePool | None:
+        """One node pool."""
+        ...
+
+    def alloc(self, alloc_id: str) -> Allocation | None:
+        """One allocation."""
+        ...
+
+    def allocs_by_job(self, namespace: str, job_id: str) -> Iterable[Allocation]:
+        """All allocations of a job, of whatever version."""
+        ...
+
+    def allocs_by_node(self, node_id: str) -> Iterable[Allocation]:
+        """All allocations of a node, terminal ones included."""
+        ...
+
+    def latest_deployment(self, namespace: str, job_id: str) -> Deployment | None:
+        """The newest deployment of a job."""
+        ...
+
+    def scheduler_config(self) -> SchedulerConfiguration:
+        """The cluster's scheduler settings."""
+        ...
+
+
+class WithJob:
+    """A snapshot in which one job is replaced: what Job.Plan schedules on."""
+
+    def __init__(self, base: Snapshot, job: Job) -> None:
+        self._base = base
+        self._job = job
+
+    @property
+    def index(self) -> int:
+        """The index of the view beneath."""
+        return self._base.index
+
+    def job(self, namespace: str, job_id: str) -> Job | None:
+        """The proposed job, or another one as stored."""
+        if (namespace, job_id) == (self._job.namespace, self._job.id):
+            return self._job
+        return self._base.job(namespace, job_id)
+
+    def node(self, node_id: str) -> Node | None:
+        """As stored."""
+        return self._base.node(node_id)
+
+    def nodes(self) -> Iterable[Node]:
+        """As stored."""
+        return self._base.nodes()
+
+    def nodes_by_pool(self, name: str) -> Iterable[Node]:
+        """As stored."""
+        return self._base.nodes_by_pool(name)
+
+    def node_pool(self, name: str) -> NodePool | None:
+        """As stored."""
+        return self._base.node_pool(name)
+
+    def alloc(self, alloc_id: str) -> Allocation | None:
+        """As stored."""
+        return self._base.alloc(alloc_id)
+
+    def allocs_by_job(self, namespace: str, job_id: str) -> Iterable[Allocation]:
+        """As stored."""
+        return self._base.allocs_by_job(namespace, job_id)
+
+    def allocs_by_node(self, node_id: str) -> Iterable[Allocation]:
+        """As stored."""
+        return self._base.allocs_by_node(node_id)
+
+    def latest_deployment(self, namespace: str, job_id: str) -> Deployment | None:
+        """As stored."""
+        return self._base.latest_deployment(namespace, job_id)
+
+    def scheduler_config(self) -> SchedulerConfiguration:
+        """As stored."""
+        return self._base.scheduler_config()
