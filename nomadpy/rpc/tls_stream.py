@@ -16,6 +16,8 @@ from nomadpy.pki.roles import Identity
 
 READ_HIGH = 256 * 1024
 READ_LOW = 64 * 1024
+WRITE_HIGH = 256 * 1024
+WRITE_PIECE = 64 * 1024
 _NOBODY = Identity(role="", region="")
 
 
@@ -54,6 +56,7 @@ class TransportStream(asyncio.Protocol):
     def secured(self, transport: asyncio.Transport) -> None:
         """From now on everything goes through TLS."""
         self._transport = transport
+        transport.set_write_buffer_limits(high=WRITE_HIGH)
 
     # -- ByteStream ----------------------------------------------------------------------------------
 
@@ -83,8 +86,17 @@ class TransportStream(asyncio.Protocol):
 
     def write(self, data: bytes) -> None:
         """Queue bytes; after the end they go nowhere, which `read` and `drain` report."""
-        if self._transport is not None and not self._ended and not self._transport.is_closing():
-            self._transport.write(data)
+        transport = self._transport
+        if transport is None or transport.is_closing():
+            return
+        if len(data) <= WRITE_PIECE or transport is self._raw:
+            transport.write(data)
+            return
+        # TLS encrypts a write at once and hands all of it to TCP, and only what comes while TCP is full counts
+        # as its own backlog, for which it pauses us. In pieces the backlog stays where it is counted.
+        view = memoryview(data)
+        for cut in range(0, len(data), WRITE_PIECE):
+            transport.write(view[cut : cut + WRITE_PIECE])
 
     @property
     def queued(self) -> int:
@@ -125,6 +137,7 @@ class TransportStream(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """TCP is there."""
         self._raw = self._transport = cast(asyncio.Transport, transport)
+        self._transport.set_write_buffer_limits(high=WRITE_PIECE)
         if self._start_paused:
             self._transport.pause_reading()
 
