@@ -30,11 +30,11 @@ class ScalingPolicyListStub(Wire, frozen=True, kw_only=True):
 
 
 class ScalingEvent(Wire, frozen=True, kw_only=True):
-    count: int = 0
+    count: int | None = None
     previous_count: int = 0
     error: bool = False
     message: str = ""
     meta: dict[str, Any] | None = None
-    eval_id: str = ""
+    eval_id: str | None = None
     time: int = 0
     create_index: int = 0

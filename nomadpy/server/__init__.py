@@ -1,0 +1,1 @@
+"""What a server does: answer calls, schedule, watch over nodes and deployments."""

@@ -1,0 +1,109 @@
+"""The heart that endpoints and duties share: the log to write to, the state to read from.
+
+`propose` is the only way anything changes; `snapshot` is what everything is decided on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from nomadpy import logs
+from nomadpy.clock import Clock
+from nomadpy.entropy import Entropy
+from nomadpy.errors import NomadError, NotLeaderError
+from nomadpy.fsm.commands import Applied, Command, Entry, encode_entry
+from nomadpy.server.settings import ServerSettings
+from nomadpy.state.store import Snapshot, StateStore
+
+log = logs.get(__name__)
+
+PROPOSE_TIMEOUT_S = 10.0
+
+
+class Peer(Protocol):
+    """A raft server as raft names it."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def address(self) -> str: ...
+
+
+class Replication(Protocol):
+    """What the server uses of raft.RaftNode."""
+
+    @property
+    def initialized(self) -> bool: ...
+    @property
+    def is_leader(self) -> bool: ...
+    @property
+    def leader(self) -> Peer | None: ...
+    @property
+    def term(self) -> int: ...
+    @property
+    def applied_index(self) -> int: ...
+    @property
+    def commit_index(self) -> int: ...
+    @property
+    def last_index(self) -> int: ...
+    @property
+    def last_contact_s(self) -> float: ...
+    async def propose(self, data: bytes, *, timeout_s: float = 10) -> tuple[int, object]: ...
+    async def read_index(self, *, timeout_s: float = 5) -> int: ...
+    async def wait_applied(self, index: int, *, timeout_s: float) -> None: ...
+    def on_leadership(self, listener: Callable[[bool, int], None]) -> None: ...
+    def stats(self) -> dict[str, str]: ...
+
+
+class Core:
+    """One server's access to the replicated state."""
+
+    def __init__(
+        self,
+        settings: ServerSettings,
+        store: StateStore,
+        raft: Replication,
+        *,
+        clock: Clock,
+        entropy: Entropy,
+    ) -> None:
+        self.settings = settings
+        self.store = store
+        self.raft = raft
+        self.clock = clock
+        self.entropy = entropy
+
+    def snapshot(self) -> Snapshot:
+        """The state as applied here, at this moment."""
+        return self.store.snapshot()
+
+    async def propose(
+        self, command: Command, *, request_id: str = "", timeout_s: float = PROPOSE_TIMEOUT_S
+    ) -> Applied:
+        """Write one command to the log and return what applying it gave.
+
+        request_id: a command with an id that was applied before returns that result and changes nothing.
+        Raises the state machine's NomadError; NotLeaderError (definite); ProposalTimeoutError (indefinite).
+        """
+        entry = Entry(
+            request_id=request_id or self.entropy.uuid(),
+            now_ns=self.clock.now_ns(),
+            command=command,
+        )
+        index, result = await self.raft.propose(encode_entry(entry), timeout_s=timeout_s)
+        if isinstance(result, NomadError):
+            raise result
+        if isinstance(result, Applied):
+            return result
+        return Applied(index=index, value=result)
+
+    def require_leader(self) -> None:
+        """Raise NotLeaderError unless this server leads; nothing has been done then."""
+        if not self.raft.is_leader:
+            leader = self.raft.leader
+            raise NotLeaderError(
+                "this server does not lead", leader_address=leader.address if leader else ""
+            )

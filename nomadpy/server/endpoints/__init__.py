@@ -1,0 +1,1 @@
+"""Handlers of the rpc methods that servers answer, one module per resource."""

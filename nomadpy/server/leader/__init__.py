@@ -1,0 +1,1 @@
+"""What only the leader does; started on winning, stopped on losing leadership."""

@@ -1,0 +1,85 @@
+"""Evaluations that wait for capacity, and what wakes them.
+
+In:      blocked evaluations; news of nodes that gained room, by computed class.
+Out:     evaluations that may be able to place now.
+Not here: the order in which they are worked on (eval_broker.py).
+
+Pure. Behaviour matched: one blocked evaluation a job; woken by a class that it found eligible or never saw, by any
+class when its constraints escape classes; never missed when capacity came between its snapshot and its blocking.
+"""
+
+from __future__ import annotations
+
+from nomadpy.models.evaluation import Evaluation
+
+MAX_CLASSES = 100_000
+
+
+class BlockedEvals:
+    """The leader's set of blocked evaluations."""
+
+    def __init__(self) -> None:
+        self.enabled = False
+        self._by_job: dict[tuple[str, str], Evaluation] = {}
+        # computed class -> index at which a node of it last gained room
+        self._gained: dict[str, int] = {}
+        self._gained_any = 0
+
+    def set_enabled(self, enabled: bool) -> None:
+        """Off forgets everything."""
+        self.enabled = enabled
+        if not enabled:
+            self._by_job.clear()
+            self._gained.clear()
+            self._gained_any = 0
+
+    def block(self, evaluation: Evaluation) -> Evaluation | None:
+        """Park it. Returns it at once when room came after the snapshot it was decided on."""
+        if not self.enabled:
+            return None
+        if self._missed(evaluation):
+            return evaluation
+        self._by_job[(evaluation.namespace, evaluation.job_id)] = evaluation
+        return None
+
+    def untrack(self, namespace: str, job_id: str) -> None:
+        """The job was evaluated anew or is gone: what was blocked for it is out of date."""
+        self._by_job.pop((namespace, job_id), None)
+
+    def unblock(self, computed_class: str, index: int) -> list[Evaluation]:
+        """A node of this class gained room at `index`; returns who may profit, and forgets them."""
+        if not self.enabled:
+            return []
+        if len(self._gained) >= MAX_CLASSES:
+            self._gained.clear()
+            self._gained_any = index
+        self._gained[computed_class] = index
+        woken = [e for e in self._by_job.values() if _helps(e, computed_class)]
+        for evaluation in woken:
+            del self._by_job[(evaluation.namespace, evaluation.job_id)]
+        return woken
+
+    def unblock_failed(self) -> list[Evaluation]:
+        """Evaluations that lost the race for plans too often: they are tried again after a while."""
+        woken = [e for e in self._by_job.values() if e.triggered_by == "max-plan-attempts"]
+        for evaluation in woken:
+            del self._by_job[(evaluation.namespace, evaluation.job_id)]
+        return woken
+
+    def __len__(self) -> int:
+        return len(self._by_job)
+
+    def _missed(self, evaluation: Evaluation) -> bool:
+        if self._gained_any > evaluation.snapshot_index:
+            return True
+        return any(
+            index > evaluation.snapshot_index and _helps(evaluation, name)
+            for name, index in self._gained.items()
+        )
+
+
+def _helps(evaluation: Evaluation, computed_class: str) -> bool:
+    if evaluation.escaped_computed_class:
+        return True
+    eligibility = evaluation.class_eligibility or {}
+    return eligibility.get(computed_class, True)

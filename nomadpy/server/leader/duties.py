@@ -1,0 +1,291 @@
+"""Become leader: start all that only a leader does. Lose it: stop it all.
+
+The duties listen to the ordered change feed of the state; nothing calls them from inside the log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from nomadpy import logs
+from nomadpy.errors import NomadError
+from nomadpy.fsm.commands import (
+    AutopilotConfigSet,
+    ClusterMetadataSet,
+    EvalUpsert,
+    NodeStatus,
+    RootKeyUpsert,
+    SchedulerConfigSet,
+)
+from nomadpy.models.allocation import Allocation
+from nomadpy.models.evaluation import Evaluation
+from nomadpy.models.gotime import from_ns
+from nomadpy.models.node import Node, NodeEvent
+from nomadpy.models.operator import (
+    AutopilotConfiguration,
+    PreemptionConfig,
+    SchedulerConfiguration,
+)
+from nomadpy.models.root_key import RootKey
+from nomadpy.scheduler.decision import failed
+from nomadpy.server import new_evaluations
+from nomadpy.server.core import Core
+from nomadpy.server.leader.blocked_evals import BlockedEvals
+from nomadpy.server.leader.deployment_watcher import DeploymentWatcher
+from nomadpy.server.leader.drainer import Drainer
+from nomadpy.server.leader.eval_broker import EvalBroker
+from nomadpy.server.leader.garbage import Garbage
+from nomadpy.server.leader.heartbeats import Heartbeats
+from nomadpy.server.leader.plan_applier import PlanApplier
+from nomadpy.server.worker import RunBlocking, Worker
+from nomadpy.state.changes import ChangeSet
+
+log = logs.get(__name__)
+
+TERMINAL = ("complete", "failed", "lost")
+MAKE_KEY = Callable[[], Awaitable[RootKey]]
+RETRY_BLOCKED_S = 60.0
+SWEEP_S = 30.0
+
+
+class LeaderDuties:
+    """Everything of the leader. `run` lasts as long as one leadership."""
+
+    def __init__(self, core: Core, *, run_blocking: RunBlocking, make_root_key: MAKE_KEY) -> None:
+        self._core = core
+        self._make_root_key = make_root_key
+        self._run_blocking = run_blocking
+        self.broker = EvalBroker()
+        self.blocked = BlockedEvals()
+        self.applier = PlanApplier(core)
+        self.heartbeats = Heartbeats(
+            core.settings, self._nodes_expired, clock=core.clock, entropy=core.entropy
+        )
+        self.deployments = DeploymentWatcher(core)
+        self.drainer = Drainer(core)
+        self.garbage = Garbage(core)
+        self._ready = asyncio.Condition()
+        self._broker_changed = asyncio.Event()
+        self.active = False
+        core.store.subscribe(self._on_change)
+
+    async def run(self) -> None:
+        """Refill every queue from state, then serve until cancelled."""
+        core = self._core
+        snapshot = core.snapshot()
+        self.active = True
+        self.broker.set_enabled(True)
+        self.blocked.set_enabled(True)
+        try:
+            for evaluation in sorted(snapshot.evals(), key=lambda e: e.create_index):
+                self._take_evaluation(evaluation)
+            self.heartbeats.restore(
+                [n.id for n in snapshot.nodes() if n.status not in ("down", "disconnected")]
+            )
+            self.deployments.restore(snapshot)
+            self.drainer.restore(snapshot)
+            async with asyncio.TaskGroup() as duties:
+                duties.create_task(self._establish(), name="establish-leadership")
+                duties.create_task(self.applier.run(), name="plan-applier")
+                duties.create_task(self.heartbeats.run(), name="heartbeats")
+                duties.create_task(self.deployments.run(), name="deployment-watcher")
+                duties.create_task(self.drainer.run(), name="drainer")
+                duties.create_task(self.garbage.run(), name="garbage")
+                duties.create_task(self._tick_broker(), name="eval-broker")
+                duties.create_task(self._retry_blocked(), name="blocked-evals")
+                for number in range(core.settings.schedulers):
+                    worker = Worker(
+                        core,
+                        self.broker,
+                        self.applier,
+                        self._ready,
+                        run_blocking=self._run_blocking,
+                    )
+                    duties.create_task(worker.run(), name=f"worker-{number}")
+        finally:
+            self.active = False
+            self.broker.set_enabled(False)
+            self.blocked.set_enabled(False)
+
+    # -- the feed -----------------------------------------------------------------------------------
+
+    def _on_change(self, changes: ChangeSet) -> None:
+        if not self.active:
+            return
+        allocs_changed = False
+        for change in changes.changes:
+            before, after = change.before, change.after
+            if change.table == "evals":
+                if isinstance(after, Evaluation):
+                    self._take_evaluation(after)
+            elif change.table == "allocs":
+                allocs_changed = True
+                self._alloc_changed(before, after, changes.index)
+            elif change.table == "nodes":
+                self._node_changed(before, after, changes.index)
+            elif change.table == "deployments" and after is not None:
+                self.deployments.changed(after.id)
+            elif change.table == "jobs" and (after is None or after.stop):
+                gone = after or before
+                self.blocked.untrack(gone.namespace, gone.id)
+        if allocs_changed:
+            self.drainer.allocs_changed()
+
+    def _take_evaluation(self, evaluation: Evaluation) -> None:
+        if evaluation.status == "pending":
+            self._enqueue(evaluation)
+        elif evaluation.status == "blocked":
+            missed = self.blocked.block(evaluation)
+            if missed is not None:
+                self._enqueue(missed)
+
+    def _enqueue(self, evaluation: Evaluation) -> None:
+        clock = self._core.clock
+        self.broker.enqueue(evaluation, now=clock.monotonic(), now_ns=clock.now_ns())
+        self._broker_changed.set()
+
+    def _alloc_changed(
+        self, before: Allocation | None, after: Allocation | None, index: int
+    ) -> None:
+        freed = before is not None and (
+            after is None
+            or (after.client_status in TERMINAL and before.client_status not in TERMINAL)
+        )
+        if freed and before is not None:
+            node = self._core.snapshot().node(before.node_id)
+            if node is not None and node.status == "ready":
+                self._room(node, index)
+        if after is not None and after.deployment_id and after != before:
+            self.deployments.changed(after.deployment_id)
+
+    def _node_changed(self, before: Node | None, after: Node | None, index: int) -> None:
+        identity = (after or before).id  # type: ignore[union-attr]
+        self.drainer.node_changed(after, identity)
+        if after is None:
+            self.heartbeats.forget(identity)
+            return
+        usable = after.status == "ready" and after.scheduling_eligibility == "eligible"
+        was = (
+            before is not None
+            and before.status == "ready"
+            and before.scheduling_eligibility == "eligible"
+            and before.computed_class == after.computed_class
+        )
+        if usable and not was:
+            self._room(after, index)
+
+    def _room(self, node: Node, index: int) -> None:
+        for evaluation in self.blocked.unblock(node.computed_class, index):
+            self._enqueue(evaluation)
+
+    # -- tasks --------------------------------------------------------------------------------------
+
+    async def _tick_broker(self) -> None:
+        """Drive the broker's clock and wake the workers."""
+        core = self._core
+        while True:
+            self._broker_changed.clear()
+            self.broker.tick(now=core.clock.monotonic())
+            for evaluation in self.broker.take_failed():
+                await self._give_up(evaluation)
+            if self.broker.has_ready(list(core.settings.scheduler_types)):
+                async with self._ready:
+                    self._ready.notify_all()
+            deadline = self.broker.next_deadline()
+            wait = None if deadline is None else max(0.01, deadline - core.clock.monotonic())
+            try:
+                async with asyncio.timeout(wait):
+                    await self._broker_changed.wait()
+            except TimeoutError:
+                continue
+
+    async def _give_up(self, evaluation: Evaluation) -> None:
+        """Mark an evaluation failed after too many deliveries, and try the job again in one to six minutes."""
+        core = self._core
+        now_ns = core.clock.now_ns()
+        wait_ns = int(core.entropy.uniform(60.0, 360.0) * 1e9)
+        evaluations = failed(
+            evaluation,
+            f"evaluation reached delivery limit ({3})",
+            snapshot_index=core.snapshot().index,
+            now_ns=now_ns,
+            entropy=core.entropy,
+            follow_up_wait_ns=wait_ns,
+        )
+        try:
+            await core.propose(EvalUpsert(evals=evaluations))
+        except NomadError as error:
+            log.warning("evaluation not failed", eval_id=evaluation.id, error=error.message)
+
+    async def _retry_blocked(self) -> None:
+        """Evaluations that lost too many races get another try now and then."""
+        while True:
+            await asyncio.sleep(RETRY_BLOCKED_S)
+            for evaluation in self.blocked.unblock_failed():
+                self._enqueue(evaluation)
+
+    async def new_root_key(self) -> RootKey:
+        """Make a root key; nothing is stored."""
+        return await self._make_root_key()
+
+    async def _nodes_expired(self, node_ids: list[str]) -> None:
+        """Heartbeats were missed: mark the nodes down and have their jobs looked at."""
+        core = self._core
+        snapshot = core.snapshot()
+        for node_id in node_ids:
+            node = snapshot.node(node_id)
+            if node is None or node.status == "down":
+                continue
+            now_ns = core.clock.now_ns()
+            log.warning("node missed its heartbeats", node_id=node_id, name=node.name)
+            try:
+                await core.propose(
+                    NodeStatus(
+                        node_id=node_id,
+                        status="down",
+                        event=NodeEvent(
+                            message="Node heartbeat missed",
+                            subsystem="Cluster",
+                            timestamp=from_ns(now_ns),
+                        ),
+                        evaluations=new_evaluations.for_node(
+                            snapshot, node, entropy=core.entropy, now_ns=now_ns
+                        ),
+                    )
+                )
+            except NomadError as error:
+                log.warning("node not marked down", node_id=node_id, error=error.message)
+                self.heartbeats.reset(node_id)
+
+    async def _establish(self) -> None:
+        """Make what a new cluster lacks: its id, scheduler and autopilot settings, the first root key."""
+        core = self._core
+        while True:
+            try:
+                snapshot = core.snapshot()
+                if snapshot.cluster_metadata() is None:
+                    await core.propose(ClusterMetadataSet(cluster_id=core.entropy.uuid()))
+                if snapshot.autopilot_config().create_index == 0:
+                    await core.propose(AutopilotConfigSet(config=_AUTOPILOT, cas=None))
+                if snapshot.scheduler_config().create_index == 0:
+                    config = SchedulerConfiguration(
+                        scheduler_algorithm=core.settings.scheduler_algorithm,
+                        preemption_config=PreemptionConfig(system_scheduler_enabled=True),
+                    )
+                    await core.propose(SchedulerConfigSet(config=config, cas=None))
+                if snapshot.active_root_key() is None:
+                    await core.propose(RootKeyUpsert(key=await self._make_root_key()))
+            except NomadError as error:
+                log.warning("leadership not established yet", error=error.message)
+                await asyncio.sleep(1.0)
+            else:
+                return
+
+
+_AUTOPILOT = AutopilotConfiguration(
+    cleanup_dead_servers=True,
+    last_contact_threshold="200ms",
+    max_trailing_logs=250,
+    server_stabilization_time="10s",
+)

@@ -1,0 +1,207 @@
+"""Which servers there are: each says hello to the others every second, and silence is failure.
+
+The first cluster forms when exactly `bootstrap_expect` servers know of exactly each other: all of them then start
+raft from the same list. A server that comes later finds the others initialized; one that missed the moment takes their list.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Protocol
+
+import msgspec
+
+from nomadpy import logs
+from nomadpy.clock import Clock
+from nomadpy.errors import NomadError
+from nomadpy.models.calls import ServerAddress, ServerHello, ServerHelloReply
+from nomadpy.server.core import Core
+from nomadpy.server.settings import ServerSettings
+
+log = logs.get(__name__)
+
+HELLO_INTERVAL_S = 1.0
+HELLO_TIMEOUT_S = 3.0
+FAILED_AFTER_S = 5.0
+GOODBYE = "left"
+
+
+class Outgoing(Protocol):
+    """What members needs of rpc.pool.Pool."""
+
+    async def call(
+        self, address: str, method: str, request: msgspec.Struct, *, timeout_s: float | None = None
+    ) -> ServerHelloReply: ...
+
+
+class Bootstrap(Protocol):
+    """Starts raft from a list of servers; see Server."""
+
+    async def __call__(self, servers: list[ServerAddress]) -> None: ...
+
+
+class Member(msgspec.Struct):
+    """A server as last heard of. seen: monotonic seconds. status: alive | failed | left."""
+
+    hello: ServerHello
+    seen: float
+    status: str = "alive"
+
+
+class Members:
+    """This server's view of all servers."""
+
+    def __init__(
+        self,
+        core: Core,
+        outgoing: Outgoing,
+        bootstrap: Bootstrap,
+        configuration: Callable[[], list[ServerAddress]],
+        *,
+        clock: Clock,
+    ) -> None:
+        self._core = core
+        self._settings: ServerSettings = core.settings
+        self._outgoing = outgoing
+        self._bootstrap = bootstrap
+        self._clock = clock
+        self._members: dict[str, Member] = {}
+        self._configuration = configuration
+        self._warned_of: frozenset[str] = frozenset()
+
+    @property
+    def configuration(self) -> list[ServerAddress]:
+        """The servers of raft's configuration, [] before there is one."""
+        return self._configuration()
+
+    def me(self) -> ServerHello:
+        """What this server says about itself now."""
+        settings, raft = self._settings, self._core.raft
+        leader = raft.leader
+        return ServerHello(
+            id=settings.id,
+            name=settings.name,
+            region=settings.region,
+            datacenter=settings.datacenter,
+            rpc=settings.rpc_address,
+            http=settings.http_address,
+            version=settings.version,
+            expect=settings.bootstrap_expect,
+            initialized=raft.initialized,
+            leader_id=leader.id if leader else "",
+            raft_index=raft.last_index,
+            raft_term=raft.term,
+            known=sorted({settings.id, *self._members}),
+            configuration=self.configuration,
+        )
+
+    def heard(self, hello: ServerHello) -> ServerHelloReply:
+        """Answer another server's hello, and remember it."""
+        self._note(hello)
+        return ServerHelloReply(me=self.me(), members=[m.hello for m in self.all()])
+
+    def all(self) -> list[Member]:
+        """Every member, this server included, by name."""
+        now = self._clock.monotonic()
+        for member in self._members.values():
+            if member.status != GOODBYE:
+                silent = now - member.seen > FAILED_AFTER_S
+                member.status = "failed" if silent else "alive"
+        me = Member(self.me(), now)
+        return sorted([me, *self._members.values()], key=lambda m: (m.hello.name, m.hello.id))
+
+    def by_id(self, server_id: str) -> Member | None:
+        """One member, or None."""
+        return next((m for m in self.all() if m.hello.id == server_id), None)
+
+    def addresses(self) -> list[ServerAddress]:
+        """Live servers for agents to talk to, the leader first."""
+        leader = self._core.raft.leader
+        live = [m.hello for m in self.all() if m.status == "alive"]
+        live.sort(key=lambda h: (leader is None or h.id != leader.id, h.name, h.id))
+        return [ServerAddress(name=h.name, rpc=h.rpc, id=h.id) for h in live]
+
+    def other_addresses(self) -> list[str]:
+        """The rpc addresses of the other live servers."""
+        mine = self._settings.rpc_address
+        return [server.rpc for server in self.addresses() if server.rpc != mine]
+
+    async def run(self) -> None:
+        """Say hello to everyone until cancelled."""
+        while True:
+            targets = self._targets()
+            async with asyncio.TaskGroup() as group:
+                for address in targets:
+                    group.create_task(self._greet(address), name=f"hello-{address}")
+            await self._maybe_bootstrap()
+            await asyncio.sleep(HELLO_INTERVAL_S if self._core.raft.initialized else 0.25)
+
+    def _targets(self) -> list[str]:
+        known = {m.hello.rpc for m in self._members.values() if m.status != GOODBYE}
+        known.update(server.rpc for server in self.configuration)
+        if not known or not self._core.raft.initialized:
+            known.update(self._settings.retry_join)
+        known.discard(self._settings.rpc_address)
+        return sorted(known)
+
+    async def _greet(self, address: str) -> None:
+        try:
+            reply = await self._outgoing.call(
+                address, "Server.Hello", self.me(), timeout_s=HELLO_TIMEOUT_S
+            )
+        except NomadError as error:
+            log.debug("no hello back", address=address, error=error.message)
+            return
+        self._note(reply.me)
+        for hello in reply.members:
+            if hello.id not in self._members and hello.id != self._settings.id:
+                # Only heard of: it counts once it has answered itself, but its address is worth a try.
+                self._members[hello.id] = Member(hello, self._clock.monotonic())
+
+    def _note(self, hello: ServerHello) -> None:
+        if hello.id == self._settings.id:
+            return
+        if hello.region != self._settings.region:
+            log.warning("hello from another region", name=hello.name, region=hello.region)
+            return
+        if hello.id not in self._members:
+            log.info("server joined", name=hello.name, address=hello.rpc, id=hello.id)
+        self._members[hello.id] = Member(hello, self._clock.monotonic())
+
+    async def _maybe_bootstrap(self) -> None:
+        if self._core.raft.initialized:
+            return
+        mine = self._settings.id
+        for member in self._members.values():
+            listed = member.hello.configuration
+            if member.hello.initialized and any(server.id == mine for server in listed):
+                await self._bootstrap(listed)
+                return
+        expect = self._settings.bootstrap_expect
+        if expect == 0:
+            return
+        together = {mine, *self._members}
+        if len(together) > expect:
+            if frozenset(together) != self._warned_of:
+                self._warned_of = frozenset(together)
+                log.error(
+                    "more servers than bootstrap_expect: start exactly that many first, "
+                    "the others join later",
+                    expect=expect,
+                    servers=len(together),
+                )
+            return
+        if len(together) < expect:
+            return
+        for member in self._members.values():
+            hello = member.hello
+            if hello.initialized or hello.expect != expect or set(hello.known) != together:
+                return
+        listed = [
+            ServerAddress(name=h.name, rpc=h.rpc, id=h.id)
+            for h in sorted(
+                [self.me(), *(m.hello for m in self._members.values())], key=lambda h: h.id
+            )
+        ]
+        await self._bootstrap(listed)
