@@ -354,9 +354,17 @@ class TaskMachine:
         return self._forget()
 
     def _start_over(self, now_ns: int) -> list[Instruction]:
-        self._restart = None
+        restart, self._restart = self._restart, None
         self._note_restart(now_ns, 0, "")
+        if restart is not None and restart.revive:
+            return [*self._forget(), *self._wait_for_turn()]
         return [*self._forget(), *self._prepare()]
+
+    def _wait_for_turn(self) -> list[Instruction]:
+        # The whole group starts over in its order, which looks at who has started.
+        self.phase = Phase.WAITING
+        self._set(state=msgspec.structs.replace(self.state, started_at=ZERO_TIME))
+        return []
 
     def _note_restart(self, now_ns: int, delay_ns: int, reason: str) -> None:
         self._state(
@@ -443,23 +451,18 @@ class TaskMachine:
                 self._restart = restart
                 return []
             case Phase.BACKOFF:
-                return [CancelTimer(), *self._prepare()]
+                again = self._wait_for_turn() if restart.revive else self._prepare()
+                return [CancelTimer(), *again]
             case _:
                 return []
 
     def _revive(self, restart: Restart, now_ns: int) -> list[Instruction]:
         self._kill = None
         self._kill_error = ""
-        self.phase = Phase.WAITING
         self._set(history=RestartHistory())
-        self._state(
-            events.restart_signaled(now_ns, restart.reason),
-            failed=False,
-            finished_at=None,
-            started_at=ZERO_TIME,
-        )
+        self._state(events.restart_signaled(now_ns, restart.reason), failed=False, finished_at=None)
         self._note_restart(now_ns, 0, "")
-        return []
+        return self._wait_for_turn()
 
     # -- the record -------------------------------------------------------------------------------
 

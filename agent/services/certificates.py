@@ -309,12 +309,16 @@ class ServerCredentials:
         lives = [identity.ttl for identity in _exposed(task) if identity.ttl > 0]
         if not lives:
             return
+        life_s = min(lives) / _SECOND
+        backoff = Backoff(self._entropy, first_s=1.0)
+        wait_s = 0.0
         while True:
-            life_s = min(lives) / _SECOND
-            await asyncio.sleep(life_s * self._entropy.uniform(0.6, 2 / 3))
-            backoff = Backoff(self._entropy, first_s=1.0)
-            while not await self._renewed_tokens(alloc, task, changed):
-                await asyncio.sleep(min(backoff.next_s(), life_s / 10))
+            await asyncio.sleep(wait_s or life_s * self._entropy.uniform(0.6, 2 / 3))
+            if await self._renewed_tokens(alloc, task, changed):
+                backoff.reset()
+                wait_s = 0.0
+            else:
+                wait_s = min(backoff.next_s(), life_s / 10)
 
     async def _renewed_tokens(self, alloc: Allocation, task: Task, changed: Changed) -> bool:
         try:
