@@ -24,9 +24,9 @@ from nomadpy.scheduler.snapshot import Snapshot
 
 
 class Change(NamedTuple):
-    """An allocation came to a node (1) or left it (-1). index: the node's place in `Cluster.states`, or -1."""
+    """An allocation came to a node (1) or left it (-1). place: the node's index in `Cluster.states`, or -1."""
 
-    index: int
+    place: int
     node: Node
     group: str
     by: int

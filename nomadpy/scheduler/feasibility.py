@@ -114,6 +114,7 @@ class Feasibility:
         self._wanted = wanted
         self._by_class: dict[str, str] = {}
         self.eligibility: dict[str, bool] = {}
+        self.escaped = wanted.escaped
 
     def problem(self, node: Node) -> str:
         """Return why the node may not run the group, or ""."""

@@ -202,7 +202,8 @@ class GroupPlacer:
 
     def _top(self) -> list[tuple[float, int]]:
         """The best few nodes in order, read from the heap without disturbing it."""
-        heap, found = self._heap, []
+        heap = self._heap
+        found: list[tuple[float, int]] = []
         border = [(heap[0], 0)] if heap else []
         while border and len(found) < _TOP_SCORES:
             (negative, index, stamp), place = heapq.heappop(border)
@@ -222,7 +223,7 @@ class GroupPlacer:
         freed = False
         for position in range(start, len(log)):
             change = log[position]
-            changed.add(change.index)
+            changed.add(change.place)
             freed = freed or change.by < 0
             self._distinct.count(change.node, change.group, change.by)
             self._spread.count(change.node, change.group, change.by)

@@ -1,0 +1,265 @@
+"""Schedule service and batch jobs: reconcile, find nodes, make the plan."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import msgspec
+
+from nomadpy.entropy import Entropy
+from nomadpy.models.allocation import Allocation, AllocationMetric, RescheduleTracker
+from nomadpy.models.deployment import Deployment
+from nomadpy.models.evaluation import Evaluation
+from nomadpy.models.job import Job, TaskGroup
+from nomadpy.models.plan import AllocStop
+from nomadpy.scheduler.alloc_sets import ACTIVE_DEPLOYMENT
+from nomadpy.scheduler.ask import GroupAsk
+from nomadpy.scheduler.cluster import Cluster, UsageCache
+from nomadpy.scheduler.conclude import Outcome, conclude, new_allocation
+from nomadpy.scheduler.decision import Decision
+from nomadpy.scheduler.feasibility import (
+    ALL_POOL,
+    Feasibility,
+    in_datacenters,
+    ready_nodes,
+    requirements,
+)
+from nomadpy.scheduler.fit import terminal
+from nomadpy.scheduler.placement import Choice, GroupPlacer
+from nomadpy.scheduler.reconcile_groups import UPDATING, GroupReconciler, Placement, Reconciled
+from nomadpy.scheduler.reschedule import extended_tracker, penalty_nodes
+from nomadpy.scheduler.settings import effective_config
+from nomadpy.scheduler.snapshot import Snapshot
+from nomadpy.scheduler.times import to_text
+
+
+def schedule_groups(
+    evaluation: Evaluation,
+    snapshot: Snapshot,
+    *,
+    now_ns: int,
+    entropy: Entropy,
+    cache: UsageCache,
+    dry_run: bool,
+) -> Decision:
+    """Return what to do about a service or batch job."""
+    job = snapshot.job(evaluation.namespace, evaluation.job_id)
+    allocs = list(snapshot.allocs_by_job(evaluation.namespace, evaluation.job_id))
+    reconciler = GroupReconciler(
+        job,
+        evaluation,
+        snapshot,
+        _StayCheck(job, snapshot),
+        now_ns=now_ns,
+        entropy=entropy,
+    )
+    wanted = reconciler.reconcile(allocs)
+    outcome = Outcome(
+        updates=wanted.updates,
+        stops={stop.alloc_id: stop for stop in wanted.stops},
+        deployment=wanted.deployment,
+        new_deployment=wanted.new_deployment,
+        deployment_updates=wanted.deployment_updates,
+        follow_ups=wanted.follow_ups,
+        queued={group.name: 0 for group in (job.task_groups or () if job and not job.stop else ())},
+    )
+    if job is not None and not job.stop:
+        _GroupPass(evaluation, snapshot, job, allocs, wanted, outcome, now_ns, entropy, cache).run()
+    return conclude(
+        evaluation, snapshot, job, outcome, now_ns=now_ns, entropy=entropy, dry_run=dry_run
+    )
+
+
+class _StayCheck:
+    """Whether an allocation's node still satisfies what the job now asks, room aside."""
+
+    def __init__(self, job: Job | None, snapshot: Snapshot) -> None:
+        self._job = job
+        self._snapshot = snapshot
+        self._known: dict[str, Feasibility] = {}
+
+    def __call__(self, alloc: Allocation, group: TaskGroup) -> bool:
+        job, node = self._job, self._snapshot.node(alloc.node_id)
+        if job is None or node is None or not in_datacenters(node.datacenter, job.datacenters):
+            return False
+        if job.node_pool not in (ALL_POOL, node.node_pool or "default", ""):
+            return False
+        known = self._known.get(group.name)
+        if known is None:
+            known = self._known[group.name] = Feasibility(requirements(job, group))
+        return not known.problem(node)
+
+
+class _GroupPass:
+    """Finds nodes for what the reconciler wants placed, and fills the outcome."""
+
+    def __init__(
+        self,
+        evaluation: Evaluation,
+        snapshot: Snapshot,
+        job: Job,
+        allocs: Iterable[Allocation],
+        wanted: Reconciled,
+        outcome: Outcome,
+        now_ns: int,
+        entropy: Entropy,
+        cache: UsageCache,
+    ) -> None:
+        self._evaluation = evaluation
+        self._snapshot = snapshot
+        self._job = job
+        self._allocs = allocs
+        self._wanted = wanted
+        self._outcome = outcome
+        self._now_ns = now_ns
+        self._entropy = entropy
+        self._cache = cache
+        self._config = effective_config(snapshot, job)
+        self._placers: dict[str, GroupPlacer] = {}
+
+    def run(self) -> None:
+        """Update in place, then replace, then fill places."""
+        self._update_in_place()
+        if self._wanted.destructive or self._wanted.placements:
+            self._place_all()
+        self._start_progress_deadlines()
+
+    def _update_in_place(self) -> None:
+        asks: dict[str, GroupAsk] = {}
+        groups = {group.name: group for group in self._job.task_groups or ()}
+        deployment = self._active_deployment()
+        for alloc in self._wanted.in_place:
+            ask = asks.get(alloc.task_group)
+            if ask is None:
+                ask = asks[alloc.task_group] = GroupAsk(
+                    groups[alloc.task_group],
+                    oversubscribe=self._config.memory_oversubscription_enabled,
+                )
+            changed = msgspec.structs.replace(alloc, job=None, eval_id=self._evaluation.id)
+            if alloc.allocated_resources is not None:
+                grant = ask.regrant(alloc.allocated_resources)
+                changed = msgspec.structs.replace(
+                    changed,
+                    resources=grant.total,
+                    task_resources=grant.tasks,
+                    allocated_resources=grant.allocated,
+                    shared_resources=grant.shared,
+                )
+            if deployment is not None and alloc.task_group in (deployment.task_groups or {}):
+                changed = msgspec.structs.replace(
+                    changed, deployment_id=deployment.id, deployment_status=None
+                )
+            self._outcome.placements.append(changed)
+
+    def _place_all(self) -> None:
+        ready = ready_nodes(self._snapshot, self._job)
+        live = [alloc for alloc in self._allocs if not terminal(alloc)]
+        cluster = Cluster(self._snapshot, ready.nodes, live, self._cache)
+        by_id = {alloc.id: alloc for alloc in live}
+        for stop in self._wanted.stops:
+            if stop.desired_status != "run" and stop.alloc_id in by_id:
+                cluster.remove(by_id[stop.alloc_id])
+        # Replacements first: each frees its own place, which a new allocation might otherwise take.
+        for place in (*self._wanted.destructive, *self._wanted.placements):
+            placer = self._placers.get(place.group.name)
+            if placer is None:
+                placer = self._placers[place.group.name] = GroupPlacer(
+                    cluster, ready, self._job, place.group, self._config, self._entropy
+                )
+            self._place(cluster, placer, place)
+        for name in self._outcome.failed:
+            self._outcome.feasibilities.append(self._placers[name].feasibility)
+
+    def _place(self, cluster: Cluster, placer: GroupPlacer, place: Placement) -> None:
+        name = place.group.name
+        if name in self._outcome.failed and not place.replaces:
+            # The group has just been refused on every node, and nothing was freed since.
+            self._refuse(name, placer)
+            return
+        previous = place.previous
+        if place.replaces and previous is not None:
+            cluster.remove(previous)
+        choice = placer.select(
+            penalties=penalty_nodes(previous) if place.rescheduled and previous else (),
+            preferred=_preferred_node(place),
+        )
+        if choice is None:
+            self._refuse(name, placer)
+            if place.replaces and previous is not None:
+                cluster.restore(previous)
+            return
+        if place.replaces and previous is not None:
+            self._outcome.stops[previous.id] = AllocStop(
+                alloc_id=previous.id, node_id=previous.node_id, description=UPDATING
+            )
+        alloc = self._build(place, choice)
+        self._outcome.placements.append(alloc)
+        cluster.place(choice.state, alloc, choice.grant.amount)
+
+    def _refuse(self, name: str, placer: GroupPlacer) -> None:
+        failed: dict[str, AllocationMetric] = self._outcome.failed
+        self._outcome.queued[name] = self._outcome.queued.get(name, 0) + 1
+        known = failed.get(name)
+        if known is None:
+            failed[name] = placer.failure()
+        else:
+            failed[name] = msgspec.structs.replace(
+                known, coalesced_failures=known.coalesced_failures + 1
+            )
+
+    def _build(self, place: Placement, choice: Choice) -> Allocation:
+        previous, group = place.previous, place.group
+        tracker: RescheduleTracker | None = None
+        if previous is not None:
+            tracker = previous.reschedule_tracker
+            if place.rescheduled:
+                tracker = extended_tracker(previous, group.reschedule_policy, self._now_ns)
+            elif place.replaces:
+                tracker = None
+        deployment = self._active_deployment()
+        part = deployment is not None and group.name in (deployment.task_groups or {})
+        return new_allocation(
+            self._evaluation,
+            self._job,
+            group.name,
+            place.name,
+            choice,
+            alloc_id=self._entropy.uuid(),
+            deployment_id=deployment.id if deployment is not None and part else "",
+            previous_id=previous.id if previous is not None else "",
+            tracker=tracker,
+        )
+
+    def _active_deployment(self) -> Deployment | None:
+        deployment = self._outcome.deployment
+        if deployment is None or deployment.status not in ACTIVE_DEPLOYMENT:
+            return None
+        return deployment
+
+    def _start_progress_deadlines(self) -> None:
+        """The clock of a new deployment's group starts with its first allocation."""
+        deployment = self._outcome.deployment
+        if deployment is None or not self._outcome.new_deployment:
+            return
+        begun = {
+            alloc.task_group
+            for alloc in self._outcome.placements
+            if alloc.deployment_id == deployment.id
+        }
+        groups = {
+            name: msgspec.structs.replace(
+                state, require_progress_by=to_text(self._now_ns + state.progress_deadline)
+            )
+            if name in begun and state.progress_deadline
+            else state
+            for name, state in (deployment.task_groups or {}).items()
+        }
+        self._outcome.deployment = msgspec.structs.replace(deployment, task_groups=groups)
+
+
+def _preferred_node(place: Placement) -> str:
+    """The node whose data the allocation wants to keep: that of the one it follows, when its disk is sticky."""
+    disk, previous = place.group.ephemeral_disk, place.previous
+    if disk is None or not disk.sticky or previous is None or place.rescheduled:
+        return ""
+    return previous.node_id

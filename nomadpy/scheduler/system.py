@@ -1,0 +1,245 @@
+"""Schedule system and sysbatch jobs: one allocation of each group on every node that can run it."""
+
+from __future__ import annotations
+
+import msgspec
+
+from nomadpy.entropy import Entropy
+from nomadpy.models.allocation import Allocation
+from nomadpy.models.annotations import DesiredUpdates
+from nomadpy.models.base import ZERO_TIME
+from nomadpy.models.evaluation import Evaluation
+from nomadpy.models.job import Job, TaskGroup
+from nomadpy.models.node import Node
+from nomadpy.models.plan import AllocStop
+from nomadpy.scheduler.ask import GroupAsk
+from nomadpy.scheduler.cluster import Cluster, UsageCache
+from nomadpy.scheduler.conclude import Outcome, conclude, new_allocation
+from nomadpy.scheduler.decision import Decision, follow_up
+from nomadpy.scheduler.feasibility import in_datacenters, ready_nodes
+from nomadpy.scheduler.fit import terminal
+from nomadpy.scheduler.placement import GroupPlacer
+from nomadpy.scheduler.reconcile_groups import UPDATING
+from nomadpy.scheduler.reconcile_nodes import NodeWork, reconcile_nodes
+from nomadpy.scheduler.settings import effective_config
+from nomadpy.scheduler.snapshot import Snapshot
+from nomadpy.scheduler.times import to_text
+
+_ROLLING = "rolling-update"
+
+
+def schedule_nodes(
+    evaluation: Evaluation,
+    snapshot: Snapshot,
+    *,
+    now_ns: int,
+    entropy: Entropy,
+    cache: UsageCache,
+    dry_run: bool,
+) -> Decision:
+    """Return what to do about a system or sysbatch job."""
+    job = snapshot.job(evaluation.namespace, evaluation.job_id)
+    allocs = list(snapshot.allocs_by_job(evaluation.namespace, evaluation.job_id))
+    outcome = Outcome(
+        updates={},
+        queued={group.name: 0 for group in (job.task_groups or () if job and not job.stop else ())},
+    )
+    _NodePass(evaluation, snapshot, job, allocs, outcome, now_ns, entropy, cache).run()
+    return conclude(
+        evaluation, snapshot, job, outcome, now_ns=now_ns, entropy=entropy, dry_run=dry_run
+    )
+
+
+class _NodePass:
+    """Carries out, node by node, what the reconciler of nodes wants."""
+
+    def __init__(
+        self,
+        evaluation: Evaluation,
+        snapshot: Snapshot,
+        job: Job | None,
+        allocs: list[Allocation],
+        outcome: Outcome,
+        now_ns: int,
+        entropy: Entropy,
+        cache: UsageCache,
+    ) -> None:
+        self._evaluation = evaluation
+        self._snapshot = snapshot
+        self._job = job
+        self._allocs = allocs
+        self._outcome = outcome
+        self._now_ns = now_ns
+        self._entropy = entropy
+        self._cache = cache
+
+    def run(self) -> None:
+        """Fill the outcome."""
+        job = self._job
+        if job is None or job.stop:
+            work = reconcile_nodes(
+                job, {}, self._allocs, self._snapshot, lambda _node, _group: False
+            )
+            self._stop(work)
+            self._annotate(work, {}, {})
+            return
+        ready = ready_nodes(self._snapshot, job)
+        live = [alloc for alloc in self._allocs if not terminal(alloc)]
+        cluster = Cluster(self._snapshot, ready.nodes, live, self._cache)
+        config = effective_config(self._snapshot, job)
+        placers = {
+            group.name: GroupPlacer(cluster, ready, job, group, config, self._entropy)
+            for group in job.task_groups or ()
+        }
+
+        def feasible(node: Node, group: str) -> bool:
+            return in_datacenters(node.datacenter, job.datacenters) and not placers[
+                group
+            ].feasibility.problem(node)
+
+        targets = {state.node.id: state.node for state in cluster.states}
+        work = reconcile_nodes(job, targets, self._allocs, self._snapshot, feasible)
+        self._stop(work)
+        by_id = {alloc.id: alloc for alloc in live}
+        for alloc_id in self._outcome.stops:
+            if alloc_id in by_id:
+                cluster.remove(by_id[alloc_id])
+        self._update_in_place(job, work, config.memory_oversubscription_enabled)
+        limit = self._roll(job, work)
+        replaced: dict[str, int] = {}
+        for alloc in work.destructive[:limit]:
+            group = alloc.task_group
+            replaced[group] = replaced.get(group, 0) + 1
+            self._replace(cluster, placers[group], job, alloc)
+        placed: dict[str, int] = {}
+        for place in work.places:
+            placed[place.group] = placed.get(place.group, 0) + 1
+            self._place(
+                cluster, placers[place.group], job, place.group, place.node_id, place.previous
+            )
+        for name in self._outcome.failed:
+            self._outcome.feasibilities.append(placers[name].feasibility)
+        self._annotate(work, replaced, placed)
+
+    def _stop(self, work: NodeWork) -> None:
+        for stop in work.stops:
+            self._outcome.stops[stop.alloc_id] = stop
+
+    def _update_in_place(self, job: Job, work: NodeWork, oversubscribe: bool) -> None:
+        groups: dict[str, TaskGroup] = {group.name: group for group in job.task_groups or ()}
+        for alloc in work.in_place:
+            changed = msgspec.structs.replace(alloc, job=None, eval_id=self._evaluation.id)
+            if alloc.allocated_resources is not None:
+                grant = GroupAsk(groups[alloc.task_group], oversubscribe=oversubscribe).regrant(
+                    alloc.allocated_resources
+                )
+                changed = msgspec.structs.replace(
+                    changed,
+                    resources=grant.total,
+                    task_resources=grant.tasks,
+                    allocated_resources=grant.allocated,
+                    shared_resources=grant.shared,
+                )
+            self._outcome.placements.append(changed)
+
+    def _roll(self, job: Job, work: NodeWork) -> int:
+        """How many to replace now. The rest follows, `stagger` later, in an evaluation of its own."""
+        update = job.update
+        if (
+            update is None
+            or update.max_parallel <= 0
+            or len(work.destructive) <= update.max_parallel
+        ):
+            return len(work.destructive)
+        due = to_text(self._now_ns + update.stagger) if update.stagger else ZERO_TIME
+        self._outcome.follow_ups.append(
+            follow_up(
+                self._evaluation,
+                trigger=_ROLLING,
+                description="",
+                wait_until=due,
+                job_modify_index=job.modify_index,
+                snapshot_index=self._snapshot.index,
+                now_ns=self._now_ns,
+                entropy=self._entropy,
+            )
+        )
+        return update.max_parallel
+
+    def _replace(self, cluster: Cluster, placer: GroupPlacer, job: Job, alloc: Allocation) -> None:
+        cluster.remove(alloc)
+        if self._place(cluster, placer, job, alloc.task_group, alloc.node_id, alloc.id):
+            self._outcome.stops[alloc.id] = AllocStop(
+                alloc_id=alloc.id, node_id=alloc.node_id, description=UPDATING
+            )
+        else:
+            cluster.restore(alloc)
+
+    def _place(
+        self,
+        cluster: Cluster,
+        placer: GroupPlacer,
+        job: Job,
+        group: str,
+        node_id: str,
+        previous_id: str,
+    ) -> bool:
+        state = cluster.get(node_id)
+        if state is None:
+            return False
+        choice = placer.try_node(state)
+        if choice is None:
+            self._refuse(placer, group, state.node.id, cluster)
+            return False
+        alloc = new_allocation(
+            self._evaluation,
+            job,
+            group,
+            f"{job.id}.{group}[0]",
+            choice,
+            alloc_id=self._entropy.uuid(),
+            previous_id=previous_id,
+        )
+        self._outcome.placements.append(alloc)
+        cluster.place(state, alloc, choice.grant.amount)
+        return True
+
+    def _refuse(self, placer: GroupPlacer, group: str, node_id: str, cluster: Cluster) -> None:
+        """Note a node without room; its metrics add up over the nodes."""
+        state = cluster.get(node_id)
+        assert state is not None
+        self._outcome.queued[group] = self._outcome.queued.get(group, 0) + 1
+        metric = placer.node_failure(state)
+        known = self._outcome.failed.get(group)
+        if known is not None:
+            dimensions = dict(known.dimension_exhausted or {})
+            for name, number in (metric.dimension_exhausted or {}).items():
+                dimensions[name] = dimensions.get(name, 0) + number
+            metric = msgspec.structs.replace(
+                known,
+                nodes_evaluated=known.nodes_evaluated + metric.nodes_evaluated,
+                nodes_exhausted=known.nodes_exhausted + metric.nodes_exhausted,
+                dimension_exhausted=dimensions or None,
+                resources_exhausted=known.resources_exhausted or metric.resources_exhausted,
+                coalesced_failures=known.coalesced_failures + 1,
+            )
+        self._outcome.failed[group] = metric
+
+    def _annotate(self, work: NodeWork, replaced: dict[str, int], placed: dict[str, int]) -> None:
+        names = {group.name for group in (self._job.task_groups or ())} if self._job else set()
+        names |= {alloc.task_group for alloc in self._allocs}
+        ignored = dict(work.ignored)
+        for alloc in work.destructive:
+            ignored[alloc.task_group] = ignored.get(alloc.task_group, 0) + 1
+        in_place: dict[str, int] = {}
+        for alloc in work.in_place:
+            in_place[alloc.task_group] = in_place.get(alloc.task_group, 0) + 1
+        for name in sorted(names):
+            self._outcome.updates[name] = DesiredUpdates(
+                ignore=ignored.get(name, 0) - replaced.get(name, 0),
+                place=placed.get(name, 0),
+                migrate=work.migrated.get(name, 0),
+                stop=work.stopped.get(name, 0),
+                in_place_update=in_place.get(name, 0),
+                destructive_update=replaced.get(name, 0),
+            )
