@@ -16,14 +16,13 @@ from nomadpy.models.job import Job, TaskGroup
 from nomadpy.scheduler.fit import client_terminal, server_terminal, terminal
 from nomadpy.scheduler.reschedule import next_reschedule
 from nomadpy.scheduler.snapshot import Snapshot
-from nomadpy.scheduler.times import SECOND_NS
 from nomadpy.scheduler.updates import same_version
 
 ACTIVE_DEPLOYMENT = frozenset(
     {"initializing", "pending", "blocked", "unblocking", "running", "paused"}
 )
 # A replacement due within this is made now, rather than by another evaluation.
-_NEARLY_NOW_NS = SECOND_NS
+_NEARLY_NOW_NS = 1_000_000_000
 
 
 class AllocSets(msgspec.Struct):

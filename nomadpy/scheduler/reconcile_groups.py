@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterable
 import msgspec
 
 from nomadpy.entropy import Entropy
+from nomadpy.models import gotime
 from nomadpy.models.allocation import Allocation
 from nomadpy.models.annotations import DesiredUpdates
-from nomadpy.models.base import ZERO_TIME
 from nomadpy.models.deployment import Deployment, DeploymentState
 from nomadpy.models.evaluation import Evaluation
 from nomadpy.models.job import Job, TaskGroup
@@ -28,7 +28,6 @@ from nomadpy.scheduler.alloc_sets import (
 from nomadpy.scheduler.decision import DELAYED_RESCHEDULING, DISCONNECT_TIMEOUT, follow_up
 from nomadpy.scheduler.fit import client_terminal, terminal
 from nomadpy.scheduler.snapshot import Snapshot
-from nomadpy.scheduler.times import SECOND_NS, to_text
 from nomadpy.scheduler.updates import needs_replacement, same_version
 
 NOT_NEEDED = "alloc not needed due to job update"
@@ -45,7 +44,7 @@ DEPLOYMENT_NEWER_JOB = "Cancelled due to newer version of job"
 DEPLOYMENT_STOPPED = "Cancelled because job is stopped"
 
 # Failed allocations that are due within this of each other share one follow-up evaluation.
-_FOLLOW_UP_WINDOW_NS = 5 * SECOND_NS
+_FOLLOW_UP_WINDOW_NS = 5_000_000_000
 
 
 class Placement(msgspec.Struct, frozen=True):
@@ -283,7 +282,7 @@ class GroupReconciler:
                 alloc.client_status not in ("failed", "unknown"),
                 alloc.id not in moving,
                 alloc_index(alloc) < group.count and alloc.id not in duplicates,
-                status is None or status.healthy,
+                status is None or status.healthy is not False,
                 -alloc_index(alloc),
                 alloc.id,
             )
@@ -393,7 +392,7 @@ class GroupReconciler:
             if alloc.deployment_id != deployment.id:
                 continue
             status = alloc.deployment_status
-            if status is not None and not status.healthy and status.timestamp != ZERO_TIME:
+            if status is not None and status.healthy is False:
                 # One that is known to be unhealthy halts the change.
                 return 0
             if status is None or not status.healthy:
@@ -485,7 +484,7 @@ class GroupReconciler:
             self._evaluation,
             trigger=trigger,
             description=description,
-            wait_until=to_text(due_ns),
+            wait_until=gotime.from_ns(due_ns),
             job_modify_index=job.modify_index,
             snapshot_index=self._snapshot.index,
             now_ns=self._now_ns,

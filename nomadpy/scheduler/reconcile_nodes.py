@@ -92,7 +92,11 @@ def _judge(
 ) -> None:
     """Decide about one live allocation."""
     wanted = find_group(job, group) if job is not None and not job.stop else None
-    if node is None or node.status == "down" or (node.status == "disconnected" and disconnect_rules(wanted).lost_after_ns is None):
+    if (
+        node is None
+        or node.status == "down"
+        or (node.status == "disconnected" and disconnect_rules(wanted).lost_after_ns is None)
+    ):
         _stop(work, alloc, LOST, client_status="lost")
     elif job is None or wanted is None or wanted.count <= 0:
         _stop(work, alloc, NOT_NEEDED)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from nomadpy.models.allocation import Allocation, RescheduleEvent, RescheduleTracker
+from nomadpy.models import gotime
+from nomadpy.models.allocation import Allocation, RescheduleEvent, RescheduleTracker, TaskState
 from nomadpy.models.job import ReschedulePolicy
-from nomadpy.scheduler.times import to_ns
 
 # An unlimited policy needs its events only to know how far the delay has grown. Nobody waits through forty doublings.
 _MAX_EVENTS = 40
@@ -35,7 +35,7 @@ def next_reschedule(alloc: Allocation, policy: ReschedulePolicy | None) -> Resch
 
 def fail_time(alloc: Allocation) -> int:
     """Return when the last task of the allocation ended, in ns; the last change of the allocation if none says so."""
-    ends = [to_ns(state.finished_at) for state in (alloc.task_states or {}).values()]
+    ends = [_finished_ns(state) for state in (alloc.task_states or {}).values()]
     return max(ends, default=0) or alloc.modify_time
 
 
@@ -61,6 +61,14 @@ def penalty_nodes(alloc: Allocation) -> frozenset[str]:
     if alloc.client_status == "failed":
         nodes.add(alloc.node_id)
     return frozenset(nodes - {""})
+
+
+def _finished_ns(state: TaskState) -> int:
+    """A client's word; a malformed one counts as none."""
+    try:
+        return gotime.to_ns(state.finished_at or "")
+    except ValueError:
+        return 0
 
 
 def _events(alloc: Allocation) -> list[RescheduleEvent]:

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import msgspec
 
 from nomadpy.entropy import Entropy
+from nomadpy.models import gotime
 from nomadpy.models.allocation import Allocation, AllocationMetric, RescheduleTracker
 from nomadpy.models.deployment import Deployment
 from nomadpy.models.evaluation import Evaluation
@@ -30,7 +31,6 @@ from nomadpy.scheduler.reconcile_groups import UPDATING, GroupReconciler, Placem
 from nomadpy.scheduler.reschedule import extended_tracker, penalty_nodes
 from nomadpy.scheduler.settings import effective_config
 from nomadpy.scheduler.snapshot import Snapshot
-from nomadpy.scheduler.times import to_text
 
 
 def schedule_groups(
@@ -248,7 +248,7 @@ class _GroupPass:
         }
         groups = {
             name: msgspec.structs.replace(
-                state, require_progress_by=to_text(self._now_ns + state.progress_deadline)
+                state, require_progress_by=gotime.from_ns(self._now_ns + state.progress_deadline)
             )
             if name in begun and state.progress_deadline
             else state

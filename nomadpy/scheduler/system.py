@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from nomadpy.entropy import Entropy
+from nomadpy.models import gotime
 from nomadpy.models.allocation import Allocation
 from nomadpy.models.annotations import DesiredUpdates
 from nomadpy.models.base import ZERO_TIME
@@ -23,7 +24,6 @@ from nomadpy.scheduler.reconcile_groups import UPDATING
 from nomadpy.scheduler.reconcile_nodes import NodeWork, reconcile_nodes
 from nomadpy.scheduler.settings import effective_config
 from nomadpy.scheduler.snapshot import Snapshot
-from nomadpy.scheduler.times import to_text
 
 _ROLLING = "rolling-update"
 
@@ -151,7 +151,7 @@ class _NodePass:
             or len(work.destructive) <= update.max_parallel
         ):
             return len(work.destructive)
-        due = to_text(self._now_ns + update.stagger) if update.stagger else ZERO_TIME
+        due = gotime.from_ns(self._now_ns + update.stagger) if update.stagger else ZERO_TIME
         self._outcome.follow_ups.append(
             follow_up(
                 self._evaluation,
