@@ -1,0 +1,1 @@
+"""A log entry goes in, a state change comes out."""

@@ -1,0 +1,308 @@
+"""The state machine: one command in, one transaction, one result. Total and deterministic.
+
+An entry that cannot be decoded, or whose command breaks a rule, changes nothing, returns the error, and still moves the
+index. A bug in a handler does the same, on every server alike, and is logged.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import msgspec
+
+from nomadpy import logs
+from nomadpy.errors import CorruptionError, InvalidRequestError, NomadError
+from nomadpy.fsm import commands, dedup
+from nomadpy.fsm.commands import Applied, Command, Entry
+from nomadpy.models.job import Job
+from nomadpy.state import (
+    allocs,
+    deployments,
+    evals,
+    jobs,
+    nodes,
+    operator,
+    persist,
+    plan_results,
+)
+from nomadpy.state.store import StateStore, Transaction
+
+log = logs.get(__name__)
+
+REQUESTS = "requests"
+
+
+class StateMachine:
+    """What raft applies its log to."""
+
+    def __init__(self, store: StateStore) -> None:
+        self.store = store
+        self._requests = dedup.Requests()
+
+    def apply(self, index: int, data: bytes) -> Applied | NomadError:
+        """Apply one entry; an error is a returned value.
+
+        Raises ValueError only when the entry at this index was applied already: that is raft's fault, not the entry's.
+        """
+        try:
+            entry = commands.decode_entry(data)
+        except msgspec.DecodeError as error:
+            log.error("entry cannot be decoded", index=index, error=str(error))
+            self.store.advance(index)
+            return InvalidRequestError(f"entry cannot be decoded: {error}")
+        known = self._requests.find(entry.request_id)
+        if known is not None:
+            self.store.advance(index)
+            return known.result()
+        result = self._run(index, entry)
+        self._requests.remember(entry.request_id, index, entry.now_ns, result)
+        return result
+
+    def snapshot(self) -> Callable[[], Iterator[bytes]]:
+        """Capture the state of this moment; calling what is returned encodes it, in any thread."""
+        state = self.store.snapshot()
+        requests = self._requests.capture()
+
+        def chunks() -> Iterator[bytes]:
+            return persist.write(state, {REQUESTS: dedup.encode(requests)})
+
+        return chunks
+
+    def restore(self, chunks: Iterable[bytes]) -> None:
+        """Replace everything by a snapshot's. Raises CorruptionError, and then nothing was replaced."""
+        restored = persist.read(chunks)
+        requests = dedup.Requests()
+        try:
+            requests.restore(restored.extras.get(REQUESTS, []))
+        except msgspec.DecodeError as error:
+            raise CorruptionError(f"snapshot cannot be decoded: {error}") from error
+        self._requests = requests
+        self.store.replace(restored.snapshot)
+
+    def checksum(self) -> str:
+        """A digest of the state and of the requests that are remembered."""
+        digest = hashlib.blake2b(self.store.checksum().encode(), digest_size=16)
+        for piece in dedup.encode(self._requests.capture()):
+            digest.update(piece)
+        return digest.hexdigest()
+
+    def _run(self, index: int, entry: Entry) -> Applied | NomadError:
+        error: NomadError
+        try:
+            with self.store.transaction(index, entry.now_ns) as tx:
+                value = _HANDLERS[type(entry.command)](tx, entry.command)
+        except NomadError as refused:
+            error = refused
+        except Exception as bug:
+            name = type(entry.command).__name__
+            log.exception("command failed", index=index, command=name)
+            error = NomadError(f"{name}: {type(bug).__name__}: {bug}")
+        else:
+            return Applied(index=index, value=value)
+        if self.store.index < index:
+            self.store.advance(index)
+        return error
+
+
+# -- one function for each command ----------------------------------------------------------------------
+
+
+def _written(job: Job) -> dict[str, int]:
+    return {"job_modify_index": job.job_modify_index, "version": job.version}
+
+
+def _job_register(tx: Transaction, c: commands.JobRegister) -> object:
+    job = jobs.register(
+        tx,
+        c.job,
+        submission=c.submission,
+        evaluation=c.evaluation,
+        enforce_index=c.enforce_index,
+    )
+    return _written(job)
+
+
+def _job_deregister(tx: Transaction, c: commands.JobDeregister) -> object:
+    job = jobs.deregister(tx, c.namespace, c.job_id, purge=c.purge, evaluation=c.evaluation)
+    return _written(job)
+
+
+def _job_stability(tx: Transaction, c: commands.JobStability) -> None:
+    jobs.set_stability(tx, c.namespace, c.job_id, c.version, stable=c.stable)
+
+
+def _job_tag(tx: Transaction, c: commands.JobTag) -> object:
+    if c.unset:
+        jobs.unset_tag(tx, c.namespace, c.job_id, c.name)
+        return None
+    tag = jobs.set_tag(tx, c.namespace, c.job_id, c.version, c.name, c.description)
+    return msgspec.structs.asdict(tag)
+
+
+def _job_scale(tx: Transaction, c: commands.JobScale) -> object:
+    job = jobs.scale(
+        tx,
+        c.namespace,
+        c.job_id,
+        group=c.group,
+        job=c.job,
+        event=c.event,
+        evaluation=c.evaluation,
+        enforce_index=c.enforce_index,
+    )
+    return _written(job)
+
+
+def _job_batch_purge(tx: Transaction, c: commands.JobBatchPurge) -> None:
+    jobs.purge_all(tx, c.jobs)
+
+
+def _node_register(tx: Transaction, c: commands.NodeRegister) -> None:
+    nodes.register(tx, c.node)
+
+
+def _node_status(tx: Transaction, c: commands.NodeStatus) -> None:
+    nodes.set_status(tx, c.node_id, c.status, c.event)
+    evals.upsert(tx, c.evaluations)
+
+
+def _node_drain(tx: Transaction, c: commands.NodeDrain) -> None:
+    nodes.set_drain(
+        tx,
+        c.node_id,
+        c.drain,
+        mark_eligible=c.mark_eligible,
+        meta=c.meta,
+        event=c.event,
+        last_status=c.last_drain_status,
+        accessor_id=c.accessor_id,
+    )
+    evals.upsert(tx, c.evaluations)
+
+
+def _node_eligibility(tx: Transaction, c: commands.NodeEligibility) -> None:
+    nodes.set_eligibility(tx, c.node_id, c.eligibility, c.event)
+    evals.upsert(tx, c.evaluations)
+
+
+def _node_deregister(tx: Transaction, c: commands.NodeDeregister) -> None:
+    nodes.deregister(tx, c.node_ids)
+    evals.upsert(tx, c.evaluations)
+
+
+def _eval_upsert(tx: Transaction, c: commands.EvalUpsert) -> None:
+    evals.upsert(tx, c.evals)
+
+
+def _eval_delete(tx: Transaction, c: commands.EvalDelete) -> None:
+    evals.delete(tx, c.eval_ids, c.alloc_ids)
+
+
+def _alloc_client_update(tx: Transaction, c: commands.AllocClientUpdate) -> None:
+    allocs.update_from_clients(tx, c.allocs)
+    evals.upsert(tx, c.evaluations)
+
+
+def _alloc_transition(tx: Transaction, c: commands.AllocTransition) -> None:
+    allocs.transition(tx, c.transitions)
+    evals.upsert(tx, c.evaluations)
+
+
+def _plan_results(tx: Transaction, c: commands.PlanResults) -> object:
+    return plan_results.upsert(tx, c.plans)
+
+
+def _deployment_update(tx: Transaction, c: commands.DeploymentUpdate) -> None:
+    deployments.set_status(tx, c.deployment_id, c.status, c.description)
+    if c.job is not None:
+        jobs.register(tx, c.job)
+    evals.upsert(tx, [] if c.evaluation is None else [c.evaluation])
+
+
+def _deployment_alloc_health(tx: Transaction, c: commands.DeploymentAllocHealth) -> None:
+    deployments.set_alloc_health(tx, c.deployment_id, healthy=c.healthy, unhealthy=c.unhealthy)
+    if c.status is not None:
+        deployments.set_status(tx, c.deployment_id, c.status, c.description)
+    if c.job is not None:
+        jobs.register(tx, c.job)
+    evals.upsert(tx, [] if c.evaluation is None else [c.evaluation])
+
+
+def _deployment_promote(tx: Transaction, c: commands.DeploymentPromote) -> None:
+    deployments.promote(tx, c.deployment_id, c.groups)
+    evals.upsert(tx, [] if c.evaluation is None else [c.evaluation])
+
+
+def _deployment_delete(tx: Transaction, c: commands.DeploymentDelete) -> None:
+    deployments.delete(tx, c.ids)
+
+
+def _node_pool_upsert(tx: Transaction, c: commands.NodePoolUpsert) -> None:
+    nodes.upsert_pools(tx, c.pools)
+
+
+def _node_pool_delete(tx: Transaction, c: commands.NodePoolDelete) -> None:
+    nodes.delete_pools(tx, c.names, region=c.region)
+
+
+def _scheduler_config_set(tx: Transaction, c: commands.SchedulerConfigSet) -> object:
+    return operator.set_scheduler_config(tx, c.config, c.cas)
+
+
+def _autopilot_config_set(tx: Transaction, c: commands.AutopilotConfigSet) -> object:
+    return operator.set_autopilot_config(tx, c.config, c.cas)
+
+
+def _root_key_upsert(tx: Transaction, c: commands.RootKeyUpsert) -> None:
+    operator.upsert_root_key(tx, c.key)
+
+
+def _root_key_delete(tx: Transaction, c: commands.RootKeyDelete) -> None:
+    operator.delete_root_key(tx, c.key_id)
+
+
+def _cluster_metadata_set(tx: Transaction, c: commands.ClusterMetadataSet) -> object:
+    return operator.set_cluster_metadata(tx, c.cluster_id).cluster_id
+
+
+def _reconcile_summaries(tx: Transaction, _: commands.ReconcileSummaries) -> None:
+    jobs.reconcile_summaries(tx)
+
+
+def _noop(_tx: Transaction, _: commands.Noop) -> None:
+    """Nothing."""
+
+
+_HANDLERS: dict[type[Command], Callable[[Transaction, Any], object]] = {
+    commands.JobRegister: _job_register,
+    commands.JobDeregister: _job_deregister,
+    commands.JobStability: _job_stability,
+    commands.JobTag: _job_tag,
+    commands.JobScale: _job_scale,
+    commands.NodeRegister: _node_register,
+    commands.NodeStatus: _node_status,
+    commands.NodeDrain: _node_drain,
+    commands.NodeEligibility: _node_eligibility,
+    commands.NodeDeregister: _node_deregister,
+    commands.EvalUpsert: _eval_upsert,
+    commands.EvalDelete: _eval_delete,
+    commands.AllocClientUpdate: _alloc_client_update,
+    commands.AllocTransition: _alloc_transition,
+    commands.PlanResults: _plan_results,
+    commands.DeploymentUpdate: _deployment_update,
+    commands.DeploymentAllocHealth: _deployment_alloc_health,
+    commands.NodePoolUpsert: _node_pool_upsert,
+    commands.NodePoolDelete: _node_pool_delete,
+    commands.SchedulerConfigSet: _scheduler_config_set,
+    commands.AutopilotConfigSet: _autopilot_config_set,
+    commands.RootKeyUpsert: _root_key_upsert,
+    commands.RootKeyDelete: _root_key_delete,
+    commands.ClusterMetadataSet: _cluster_metadata_set,
+    commands.DeploymentDelete: _deployment_delete,
+    commands.JobBatchPurge: _job_batch_purge,
+    commands.ReconcileSummaries: _reconcile_summaries,
+    commands.Noop: _noop,
+    commands.DeploymentPromote: _deployment_promote,
+}

@@ -1,0 +1,318 @@
+"""One struct for every replicated command, and the entry that carries it.
+
+An entry is a msgpack map; its command is a map tagged with an integer under "type". Maps, so that a field with a
+default can be added later and an older entry still decodes. A tag is for ever: append, never reuse. One encoded sample
+of each command is kept in tests/fsm/cases and must decode for ever.
+
+A command carries all it needs: ids, chance and time are the proposer's. `now_ns` of the entry is the only clock there is.
+What applying returns as `Applied.value` is said at each command; without a word it is None.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from nomadpy.models.allocation import Allocation, DesiredTransition
+from nomadpy.models.evaluation import Evaluation
+from nomadpy.models.job import Job, JobSubmission
+from nomadpy.models.node import DrainStrategy, Node, NodeEvent, NodePool
+from nomadpy.models.operator import AutopilotConfiguration, SchedulerConfiguration
+from nomadpy.models.plan import Plan
+from nomadpy.models.root_key import RootKey
+from nomadpy.models.scaling import ScalingEvent
+
+
+class JobRegister(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag=1):
+    """Store a job. enforce_index: the JobModifyIndex that must be current, 0 that there must be none.
+
+    Value: {"job_modify_index": int, "version": int}.
+    """
+
+    job: Job
+    submission: JobSubmission | None = None
+    evaluation: Evaluation | None = None
+    enforce_index: int | None = None
+
+
+class JobDeregister(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag=2):
+    """Stop or purge a job. Value: as JobRegister."""
+
+    namespace: str
+    job_id: str
+    purge: bool = False
+    evaluation: Evaluation | None = None
+
+
+class JobStability(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag=3):
+    """Mark a version stable or not."""
+
+    namespace: str
+    job_id: str
+    version: int
+    stable: bool
+
+
+class JobTag(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag=4):
+    """Name a version (None: the newest), or with `unset` take the name away.
+
+    Value: {"name", "description", "tagged_time"}, or None for unset.
+    """
+
+    namespace: str
+    job_id: str
+    version: int | None = None
+    name: str = ""
+    description: str = ""
+    unset: bool = False
+
+
+class JobScale(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag=5):
+    """Record a scaling event; `job` is the scaled job, None when nothing was scaled. Value: as JobRegister."""
+
+    namespace: str
+    job_id: str
+    group: str
+    event: ScalingEvent
+    job: Job | None = None
+    evaluation: Evaluation | None = None
+    enforce_index: int | None = None
+
+
+class NodeRegister(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag=6):
+    """What an agent says of its node; secret_id is bound at the first time."""
+
+    node: Node
+
+
+class NodeStatus(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag=7):
+    """A node is initializing, ready, down or disconnected."""
+
+    node_id: str
+    status: str
+    event: NodeEvent | None = None
+    evaluations: list[Evaluation] = []
+
+
+class NodeDrain(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag=8):
+    """Begin (drain) or end (None) a drain. last_drain_status: draining | complete | canceled."""
+
+    node_id: str
+    drain: DrainStrategy | None = None
+    mark_eligible: bool = False
+    meta: dict[str, str] | None = None
+    event: NodeEvent | None = None
+    evaluations: list[Evaluation] = []
+    last_drain_status: str = ""
+    accessor_id: str = ""
+
+
+class NodeEligibility(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag=9):
+    """eligibility: eligible | ineligible."""
+
+    node_id: str
+    eligibility: str
+    event: NodeEvent | None = None
+    evaluations: list[Evaluation] = []
+
+
+class NodeDeregister(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag=10):
+    """Remove nodes."""
+
+    node_ids: list[str]
+    evaluations: list[Evaluation] = []
+
+
+class EvalUpsert(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag=11):
+    """Insert or update evaluations."""
+
+    evals: list[Evaluation]
+
+
+class EvalDelete(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag=12):
+    """Remove collected evaluations and allocations."""
+
+    eval_ids: list[str] = []
+    alloc_ids: list[str] = []
+
+
+class AllocClientUpdate(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag=13):
+    """What clients report; of each allocation only what clients own is read."""
+
+    allocs: list[Allocation]
+    evaluations: list[Evaluation] = []
+
+
+class AllocTransition(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag=14):
+    """Wishes for allocations, by id."""
+
+    transitions: dict[str, DesiredTransition]
+    evaluations: list[Evaluation] = []
+
+
+class PlanResults(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag=15):
+    """Plans as the applier let them pass. Value: for each plan "" or why it was left out."""
+
+    plans: list[Plan]
+
+
+class DeploymentUpdate(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag=16):
+    """A new status of a deployment. job: a version to roll back to, registered with it."""
+
+    deployment_id: str
+    status: str
+    description: str = ""
+    evaluation: Evaluation | None = None
+    job: Job | None = None
+
+
+class DeploymentAllocHealth(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag=17):
+    """Which allocations are healthy; status None leaves the deployment's."""
+
+    deployment_id: str
+    healthy: list[str] = []
+    unhealthy: list[str] = []
+    status: str | None = None
+    description: str = ""
+    evaluation: Evaluation | None = None
+    job: Job | None = None
+
+
+class NodePoolUpsert(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag=18):
+    """Make or change node pools."""
+
+    pools: list[NodePool]
+
+
+class NodePoolDelete(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag=19):
+    """Remove node pools, all or none. region: named when one is in use."""
+
+    names: list[str]
+    region: str = "global"
+
+
+class SchedulerConfigSet(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag=20):
+    """cas: the ModifyIndex that must be current. Value: whether it was set."""
+
+    config: SchedulerConfiguration
+    cas: int | None = None
+
+
+class AutopilotConfigSet(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag=21):
+    """cas: the ModifyIndex that must be current. Value: whether it was set."""
+
+    config: AutopilotConfiguration
+    cas: int | None = None
+
+
+class RootKeyUpsert(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag=22):
+    """Store a root key; an active one makes the others inactive."""
+
+    key: RootKey
+
+
+class RootKeyDelete(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag=23):
+    """Remove a root key that is not active."""
+
+    key_id: str
+
+
+class ClusterMetadataSet(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag=24):
+    """Give the cluster its id, unless it has one. Value: the id it has."""
+
+    cluster_id: str
+
+
+class DeploymentDelete(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag=25):
+    """Remove collected deployments."""
+
+    ids: list[str]
+
+
+class JobBatchPurge(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag=26):
+    """Remove collected jobs, as (namespace, id)."""
+
+    jobs: list[tuple[str, str]]
+
+
+class ReconcileSummaries(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag=27):
+    """Count every job summary anew."""
+
+
+class Noop(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag=28):
+    """Nothing: a barrier in the log."""
+
+
+class DeploymentPromote(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag=29):
+    """Promote canaries of some groups; None is all."""
+
+    deployment_id: str
+    groups: list[str] | None = None
+    evaluation: Evaluation | None = None
+
+
+Command = (
+    JobRegister
+    | JobDeregister
+    | JobStability
+    | JobTag
+    | JobScale
+    | NodeRegister
+    | NodeStatus
+    | NodeDrain
+    | NodeEligibility
+    | NodeDeregister
+    | EvalUpsert
+    | EvalDelete
+    | AllocClientUpdate
+    | AllocTransition
+    | PlanResults
+    | DeploymentUpdate
+    | DeploymentAllocHealth
+    | NodePoolUpsert
+    | NodePoolDelete
+    | SchedulerConfigSet
+    | AutopilotConfigSet
+    | RootKeyUpsert
+    | RootKeyDelete
+    | ClusterMetadataSet
+    | DeploymentDelete
+    | JobBatchPurge
+    | ReconcileSummaries
+    | Noop
+    | DeploymentPromote
+)
+
+
+class Entry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One entry of the log.
+
+    request_id: names the request; a second entry with it returns the first one's result and changes nothing. "" is
+    never looked up. now_ns: when it was proposed, nanoseconds since 1970.
+    """
+
+    command: Command
+    request_id: str = ""
+    now_ns: int = 0
+
+
+class Applied(msgspec.Struct, frozen=True, kw_only=True):
+    """What applying an entry gave. index: where it took effect, the first one's for a repeated request."""
+
+    index: int
+    value: Any = None
+
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(Entry)
+
+
+def encode_entry(entry: Entry) -> bytes:
+    """The bytes that go into the log."""
+    return _encoder.encode(entry)
+
+
+def decode_entry(data: bytes) -> Entry:
+    """What `encode_entry` was given. Raises msgspec.DecodeError (ValidationError is one)."""
+    return _decoder.decode(data)

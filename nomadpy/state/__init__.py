@@ -1,0 +1,1 @@
+"""The replicated data, in memory, at one index."""
