@@ -10,9 +10,9 @@ import re
 from collections.abc import Mapping
 
 import msgspec
-from nomadpy.jobspec.interpolate import interpolate, interpolate_value
 
 from agent.drivers.base import TaskPaths
+from nomadpy.jobspec.interpolate import interpolate, interpolate_value
 from nomadpy.models.allocation import Allocation
 from nomadpy.models.job import TaskGroup
 from nomadpy.models.node import Node
@@ -58,7 +58,7 @@ def build(
     for mapping in ports_of(alloc, task.name):
         variables.update(_port(mapping))
     variables.update(extra)
-    names = {**_node_names(node, region), **_as_names(variables)}
+    names = {**_node_names(node, region), **variables}
     meta = {
         key: interpolate(value, names) for key, value in _merged_meta(alloc, group, task).items()
     }
@@ -66,11 +66,11 @@ def build(
         name = _clean(key)
         variables[f"NOMAD_META_{name}"] = value
         variables[f"NOMAD_META_{name.upper()}"] = value
-    names.update(_as_names(variables))
-    # Later entries may refer to earlier ones, as Nomad's do not: the order of a job's map is not kept everywhere.
+    names.update(variables)
+    # Entries do not refer to each other: the order of a map on the wire means nothing.
     own = {key: interpolate(value, names) for key, value in sorted((task.env or {}).items())}
     variables.update(own)
-    names.update(_as_names(own))
+    names.update(own)
     return TaskEnvironment(variables=variables, names=names)
 
 
@@ -204,14 +204,6 @@ def _node_names(node: Node, region: str) -> dict[str, str]:
     }
     names.update({f"attr.{key}": value for key, value in (node.attributes or {}).items()})
     names.update({f"meta.{key}": value for key, value in (node.meta or {}).items()})
-    return names
-
-
-def _as_names(variables: Mapping[str, str]) -> dict[str, str]:
-    names = dict(variables)
-    for key, value in variables.items():
-        names[f"env.{key}"] = value
-        names[f'env["{key}"]'] = value
     return names
 
 

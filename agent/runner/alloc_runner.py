@@ -108,6 +108,18 @@ class AllocRunner:
         return self.finished.is_set()
 
     @property
+    def is_ending(self) -> bool:
+        """Whether it was decided that it must end, or it has."""
+        return self._stop is not None or self._end is not None or self.is_terminal
+
+    @property
+    def finished_ns(self) -> int:
+        """Wall time of the last task's end; 0 before, or when no task ever ended."""
+        if not self.is_terminal:
+            return 0
+        return max((gotime.to_ns(s.finished_at or "") for s in self.states().values()), default=0)
+
+    @property
     def group(self) -> TaskGroup:
         """The task group that it runs."""
         return self._group
