@@ -338,6 +338,7 @@ class Connection:
             if call.is_stream:
                 stream = self._streams[call_id]
                 await dispatcher.dispatch_stream(call.method, call.body, self._context, stream)
+                stream.ended(None)
                 body = b""
             else:
                 body = await dispatcher.dispatch(call.method, call.body, self._context)
