@@ -196,5 +196,3 @@ def is_about(request: msgspec.Struct, node_id: str, holds: Callable[[str], bool]
     if alloc_id:
         return holds(alloc_id)
     return getattr(request, "node_id", "") in ("", node_id)
-
-
