@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from nomadpy.entropy import Entropy
+from nomadpy.models import gotime
 from nomadpy.models.allocation import AllocationMetric
 from nomadpy.models.annotations import PlanAnnotations
 from nomadpy.models.base import ZERO_TIME
@@ -13,11 +14,8 @@ from nomadpy.models.plan import Plan
 
 BLOCKED_PLACEMENTS = "created to place remaining allocations"
 BLOCKED_ATTEMPTS = "created due to placement conflicts"
-MAX_ATTEMPTS_REACHED = "maximum attempts reached ({})"
 DELAYED_RESCHEDULING = "created for delayed rescheduling"
 DISCONNECT_TIMEOUT = "created for delayed disconnect timeout"
-
-MAX_PLAN_ATTEMPTS = {"service": 5, "batch": 2, "system": 5, "sysbatch": 2}
 
 
 class Decision(msgspec.Struct):
@@ -129,37 +127,54 @@ def follow_up(
 
 
 def failed(
-    evaluation: Evaluation, description: str, *, now_ns: int, next_eval: str = ""
-) -> Evaluation:
-    """Return the evaluation as failed, for `description`; next_eval: what goes on in its place."""
-    return msgspec.structs.replace(
+    evaluation: Evaluation,
+    description: str,
+    *,
+    snapshot_index: int,
+    now_ns: int,
+    entropy: Entropy,
+    follow_up_wait_ns: int = 0,
+) -> list[Evaluation]:
+    """Return the evaluation as failed, for `description`, and the one that tries again.
+
+    With follow_up_wait_ns the latter is pending and due after that time (`failed-follow-up`): the evaluation itself was
+    at fault. Without, its plans kept being refused, and the latter is blocked (`max-plan-attempts`) without class
+    eligibility, so that any change of capacity wakes it.
+    """
+    if follow_up_wait_ns:
+        again = msgspec.structs.replace(
+            follow_up(
+                evaluation,
+                trigger="failed-follow-up",
+                description="",
+                wait_until=gotime.from_ns(now_ns + follow_up_wait_ns),
+                job_modify_index=evaluation.job_modify_index,
+                snapshot_index=snapshot_index,
+                now_ns=now_ns,
+                entropy=entropy,
+            ),
+            wait=follow_up_wait_ns,
+        )
+        link = {"next_eval": again.id}
+    else:
+        again = msgspec.structs.replace(
+            blocked(
+                evaluation,
+                ClassEligibility({}, escaped=True),
+                {},
+                snapshot_index=snapshot_index,
+                now_ns=now_ns,
+                entropy=entropy,
+            ),
+            triggered_by="max-plan-attempts",
+            status_description=BLOCKED_ATTEMPTS,
+        )
+        link = {"blocked_eval": again.id}
+    ended = msgspec.structs.replace(
         evaluation,
         status="failed",
         status_description=description,
-        next_eval=next_eval or evaluation.next_eval,
         modify_time=now_ns,
+        **link,
     )
-
-
-def attempts_exhausted(
-    evaluation: Evaluation, *, snapshot_index: int, now_ns: int, entropy: Entropy
-) -> list[Evaluation]:
-    """Return the evaluation as failed because its plans kept being refused, and the blocked one that tries later.
-
-    The blocked one has no class eligibility, so any change of capacity wakes it.
-    """
-    attempts = MAX_PLAN_ATTEMPTS.get(evaluation.type, 5)
-    again = msgspec.structs.replace(
-        blocked(
-            evaluation,
-            ClassEligibility({}, escaped=True),
-            {},
-            snapshot_index=snapshot_index,
-            now_ns=now_ns,
-            entropy=entropy,
-        ),
-        triggered_by="max-plan-attempts",
-        status_description=BLOCKED_ATTEMPTS,
-    )
-    ended = failed(evaluation, MAX_ATTEMPTS_REACHED.format(attempts), now_ns=now_ns)
-    return [msgspec.structs.replace(ended, blocked_eval=again.id), again]
+    return [ended, again]

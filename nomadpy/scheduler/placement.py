@@ -84,6 +84,9 @@ class GroupPlacer:
         # A heap entry (-score, node index, stamp) counts while its stamp is the node's newest.
         self._stamps = [0] * len(cluster.states)
         self._heap: list[tuple[float, int, int]] = []
+        # With spread blocks every placement moves the score of all nodes that share a property. Then the heap is made
+        # anew for each choice, from the parts that stay: their sum, how many they are, the node's properties.
+        self._standing: dict[int, tuple[float, int, tuple[str | None, ...]]] = {}
         self._log_position = len(cluster.log)
         for state in cluster.states:
             problem = self.feasibility.problem(state.node)
@@ -185,12 +188,15 @@ class GroupPlacer:
     def _best(self) -> int | None:
         """The index of the best node that still stands, or None."""
         if self._spread:
-            # Every placement moves the score of all nodes with the same property, so all are looked at.
-            self._heap = [
-                (-self._score(index), index, stamp)
-                for _, index, stamp in self._heap
-                if self._stamps[index] == stamp
-            ]
+            boosts: dict[tuple[str | None, ...], float] = {}
+            for _, _, values in self._standing.values():
+                if values not in boosts:
+                    boosts[values] = self._spread.score(values)
+            self._heap = []
+            for index, (total, parts, values) in self._standing.items():
+                boost = boosts[values]
+                score = (total + boost) / (parts + 1) if boost else total / parts
+                self._heap.append((-score, index, self._stamps[index]))
             heapq.heapify(self._heap)
         heap = self._heap
         while heap:
@@ -249,10 +255,17 @@ class GroupPlacer:
         if shortage:
             self._exhausted.add(state, shortage)
             return
-        heapq.heappush(self._heap, (-self._score(index), index, self._stamps[index]))
+        if self._spread:
+            parts = self._parts(index)
+            del parts[ALLOCATION_SPREAD]
+            counted = 1 + sum(1 for name, value in parts.items() if value and name != BINPACK)
+            self._standing[index] = (sum(parts.values()), counted, self._spread.values(state.node))
+        else:
+            heapq.heappush(self._heap, (-self._score(index), index, self._stamps[index]))
 
     def _retire(self, index: int) -> None:
         self._stamps[index] += 1
+        self._standing.pop(index, None)
 
     def _shortage(self, state: NodeState) -> str:
         amount = self.ask.amount(state.have)
