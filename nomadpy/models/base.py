@@ -39,5 +39,8 @@ def always(factory: Callable[[], Any], name: str | None = None) -> Any:
     return msgspec.field(default_factory=factory, name=name)
 
 
-class Wire(msgspec.Struct, rename=wire_name, frozen=True, kw_only=True):
-    """A value of the wire. Change one with `msgspec.structs.replace`."""
+class Wire(msgspec.Struct, rename=wire_name, frozen=True, kw_only=True, gc=False):
+    """A value of the wire. Change one with `msgspec.structs.replace`.
+
+    Frozen values form no cycles, so the garbage collector need not walk them: the state holds millions.
+    """

@@ -15,6 +15,7 @@ Not here: files, checksums of them, and sending (raft).
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
@@ -151,10 +152,16 @@ class _JobPool:
 
 def read(chunks: Iterable[bytes]) -> Restored:
     """Rebuild the state that `write` was given. Raises CorruptionError for a stream that is cut, damaged or newer."""
+    # All of it is kept, so looking for garbage meanwhile is in vain; it would take as long as the rest.
+    collecting = gc.isenabled()
+    gc.disable()
     try:
         return _read(chunks)
     except (msgspec.DecodeError, msgspec.ValidationError, IndexError, KeyError) as error:
         raise CorruptionError(f"snapshot cannot be decoded: {error}") from error
+    finally:
+        if collecting:
+            gc.enable()
 
 
 def _read(chunks: Iterable[bytes]) -> Restored:
