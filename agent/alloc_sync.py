@@ -114,16 +114,16 @@ class AllocSync:
         context: RunnerContext,
         caller: Caller,
         proof: Callable[[], NodeProof],
-        last_contact_s: Callable[[], float],
+        silence_s: Callable[[], float],
     ) -> None:
-        """last_contact_s: monotonic time of the last heartbeat that a server answered, or of the agent's start."""
+        """silence_s: for how long no server has answered; 0 while nothing is overdue."""
         self.runners: dict[str, AllocRunner] = {}
         self.outbox = Outbox(caller, proof, Backoff(context.entropy, first_s=1.0))
         self.restored = asyncio.Event()
         self._context = context
         self._caller = caller
         self._proof = proof
-        self._last_contact_s = last_contact_s
+        self._silence_s = silence_s
         self._known: dict[str, int] = {}
         self._removing: set[str] = set()
 
@@ -300,8 +300,7 @@ class AllocSync:
     async def _watch_contact(self) -> None:
         """Stop the allocations whose group says so when no server was heard of for too long."""
         while True:
-            now_s = self._context.clock.monotonic()
-            silence_s = now_s - self._last_contact_s()
+            silence_s = self._silence_s()
             wait_s = _CONTACT_CHECK_S
             for runner in self.runners.values():
                 limit_s = stop_after_s(runner.group)

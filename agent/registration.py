@@ -25,6 +25,7 @@ READY = "ready"
 _SECOND = 1_000_000_000
 _CALL_TIMEOUT_S = 10.0
 _DEFAULT_TTL_S = 10.0
+_ANSWER_S = 1.0
 
 Fingerprint = Callable[[], Awaitable[Node]]
 """Looks at the host: attributes, resources, drivers, links; who the node is is not its business."""
@@ -49,7 +50,6 @@ class Registration:
     def __init__(
         self,
         caller: Caller,
-        identity: NodeIdentity,
         fingerprint: Fingerprint,
         describe: Describe,
         clock: Clock,
@@ -60,7 +60,7 @@ class Registration:
         fingerprint_interval_s: float = 60.0,
     ) -> None:
         self._caller = caller
-        self._identity = identity
+        self._identity = NodeIdentity(id="", secret="")
         self._fingerprint = fingerprint
         self._describe = describe
         self._clock = clock
@@ -69,12 +69,12 @@ class Registration:
         self._servers = servers
         self._interval_s = fingerprint_interval_s
         self._found = Node()
-        self._node = describe(Node())
+        self._node = Node()
         self._registered: Node | None = None
         self._status = INITIALIZING
         self._wake = asyncio.Event()
-        self._started_s = clock.monotonic()
-        self._contact_s: float | None = None
+        self._contact_s = clock.monotonic()
+        self._next_within_s = 0.0
         self.registered = asyncio.Event()
 
     @property
@@ -82,14 +82,14 @@ class Registration:
         """The node as it is now, without its secret."""
         return self._node
 
-    def last_contact_s(self) -> float:
-        """Monotonic time when a server last answered a heartbeat; the agent's start before the first."""
-        return self._started_s if self._contact_s is None else self._contact_s
+    def silence_s(self) -> float:
+        """Seconds since a server last answered (or the agent began), 0 while no answer is overdue."""
+        silence_s = self._clock.monotonic() - self._contact_s
+        return silence_s if silence_s > self._next_within_s else 0.0
 
-    @property
-    def has_contact(self) -> bool:
-        """Whether any server has answered since the agent began."""
-        return self._contact_s is not None
+    def identify(self, identity: NodeIdentity) -> None:
+        """Say who the node is; before anything else."""
+        self._identity = identity
 
     async def look(self) -> None:
         """Take a fingerprint; must have run once before `run`."""
@@ -166,13 +166,17 @@ class Registration:
 
     def _heard(self, reply: NodeReply) -> None:
         self._contact_s = self._clock.monotonic()
+        self._next_within_s = 0.0
         if self._servers is not None:
             self._servers.update(reply.servers)
 
     def _pause_s(self, reply: NodeReply) -> float:
         # Early enough for a second try within the TTL, spread so that nodes do not beat together.
         ttl_s = reply.ttl_ns / _SECOND if reply.ttl_ns > 0 else _DEFAULT_TTL_S
-        return ttl_s * self._entropy.uniform(0.5, 0.75)
+        pause_s = ttl_s * self._entropy.uniform(0.5, 0.75)
+        # Between beats silence means nothing; what counts is a beat that stays unanswered.
+        self._next_within_s = pause_s + _ANSWER_S
+        return pause_s
 
 
 def same(a: Node, b: Node) -> bool:

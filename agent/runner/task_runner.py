@@ -254,7 +254,7 @@ class TaskRunner:
         for hook in context.hooks:
             extra.update(await hook.prepare(alloc, task, paths, self._say))
         extra.update(await context.credentials.prepare(alloc, task, self._say))
-        config = self._task_config(extra)
+        config = self._task_config(extra, attempt=self.machine.record.attempt + 1)
         faults = driver.validate(config.config)
         if faults:
             raise SetupError(f"failed to parse config: {'; '.join(faults)}")
@@ -274,7 +274,7 @@ class TaskRunner:
 
     async def _recover(self, handle: TaskHandle) -> None:
         try:
-            await self._driver().recover(handle, self._task_config({}))
+            await self._driver().recover(handle, self._present_config())
         except NomadError as cause:
             self._log.warning("task lost while the agent was away", error=cause.message)
             self.post(machine.RecoverFailed(message=f"failed to recover task: {cause.message}"))
@@ -326,7 +326,7 @@ class TaskRunner:
         """Remove what a start may have left whose outcome no agent process saw."""
         handle = TaskHandle(driver=driver.name, task_id=self.task_id)
         try:
-            await driver.recover(handle, self._task_config({}))
+            await driver.recover(handle, self._present_config())
             await driver.stop(self.task_id, signal="SIGKILL", timeout_s=_FORCE_TIMEOUT_S)
             await driver.destroy(self.task_id)
         except (NomadError, LookupError, TypeError, ValueError) as cause:
@@ -397,7 +397,11 @@ class TaskRunner:
             shutdown_delay_ns=spec.shutdown_delay_ns,
         )
 
-    def _task_config(self, extra: dict[str, str]) -> TaskConfig:
+    def _present_config(self) -> TaskConfig:
+        """The config of the start that an earlier agent process made, as far as it can be known."""
+        return self._task_config({}, attempt=self.machine.record.attempt)
+
+    def _task_config(self, extra: dict[str, str], *, attempt: int) -> TaskConfig:
         alloc, task, node = self._alloc, self._task, self._context.node()
         paths = self._context.directories.paths(alloc.id, task.name)
         environment = task_env.build(
@@ -415,7 +419,7 @@ class TaskRunner:
             group=alloc.task_group,
             node_id=node.id,
             node_name=node.name,
-            attempt=self.machine.record.attempt + 1,
+            attempt=attempt,
             config=config,
             env=environment.variables,
             user=environment.resolve(task.user),
