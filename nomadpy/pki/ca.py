@@ -1,6 +1,7 @@
-"""The cluster's certificate authority: make it, and issue what servers, clients and operators carry.
+"""The cluster's certificates: what servers, clients and operators carry, and the files of `tls ca create`.
 
-All keys are EC P-256. A private key leaves these functions as PEM bytes; who writes it to disk uses mode 0600.
+The door of this package for all that issues certificates: tasks' (workload.py) and authorities' come through here too.
+A private key leaves these functions as PEM bytes, or as a file of mode 0600.
 """
 
 from __future__ import annotations
@@ -8,55 +9,38 @@ from __future__ import annotations
 import ipaddress
 import os
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from nomadpy.errors import ConfigError, ConflictError
+from nomadpy.pki.authority import (
+    CA_DAYS,
+    CA_NAME,
+    authority_identifier,
+    certificate_builder,
+    certificate_pem,
+    key_usage,
+    load_ca,
+    private_key_pem,
+    signature_hash,
+)
+from nomadpy.pki.authority import create_ca as create_ca
 from nomadpy.pki.roles import DOMAIN, common_name
+from nomadpy.pki.workload import create_workload_ca as create_workload_ca
+from nomadpy.pki.workload import sign_task_certificate as sign_task_certificate
+from nomadpy.pki.workload import spiffe_id as spiffe_id
 
-CA_NAME = "Nomad Agent CA"
-CA_DAYS = 1825
 CERTIFICATE_DAYS = 365
-
-# A certificate is valid from a little before its making: clocks of a cluster differ.
-BACKDATE = timedelta(minutes=5)
-
-CASigner = ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey
-"""The kinds of key a CA may have; ours are EC, a foreign CA may be brought along."""
 
 _EXTENDED_USES = {
     "server": [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH],
     "client": [ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.SERVER_AUTH],
     "cli": [ExtendedKeyUsageOID.CLIENT_AUTH],
 }
-
-
-def create_ca(
-    name: str = CA_NAME, days: int = CA_DAYS, *, now_ns: int, uri: str | None = None
-) -> tuple[bytes, bytes]:
-    """Return (certificate, private key) of a new self-signed authority, both PEM.
-
-    uri: the trust domain it signs for (`spiffe://global.nomad`), of an authority of tasks.
-    """
-    if days <= 0:
-        raise ConfigError(f"a CA cannot be valid for {days} days")
-    key = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-    builder = (
-        _builder(subject, subject, key.public_key(), now_ns, timedelta(days=days))
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .add_extension(_key_usage(authority=True), critical=True)
-    )
-    if uri is not None:
-        names = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(uri)])
-        builder = builder.add_extension(names, critical=False)
-    return certificate_pem(builder.sign(key, hashes.SHA256())), private_key_pem(key)
 
 
 def issue_certificate(
@@ -81,9 +65,11 @@ def issue_certificate(
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     alternatives = x509.SubjectAlternativeName(_alternative_names(name, names, ips))
     builder = (
-        _builder(subject, authority.subject, key.public_key(), now_ns, timedelta(days=days))
+        certificate_builder(
+            subject, authority.subject, key.public_key(), now_ns, timedelta(days=days)
+        )
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(_key_usage(authority=False), critical=True)
+        .add_extension(key_usage(authority=False), critical=True)
         .add_extension(x509.ExtendedKeyUsage(_EXTENDED_USES[role]), critical=False)
         .add_extension(authority_identifier(authority), critical=False)
         .add_extension(alternatives, critical=False)
@@ -146,106 +132,12 @@ def write_certificate(
     return certificate_file, key_file
 
 
-def load_ca(ca_cert: bytes, ca_key: bytes) -> tuple[x509.Certificate, CASigner]:
-    """Parse an authority's PEM pair. Raises ConfigError when they do not belong together or cannot sign."""
-    try:
-        certificate = x509.load_pem_x509_certificate(ca_cert)
-    except ValueError as cause:
-        raise ConfigError(f"the CA certificate is not a PEM certificate: {cause}") from cause
-    try:
-        key = serialization.load_pem_private_key(ca_key, password=None)
-    except (ValueError, TypeError, UnsupportedAlgorithm) as cause:
-        raise ConfigError(f"the CA key is not an unencrypted PEM private key: {cause}") from cause
-    if not isinstance(key, ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey):
-        raise ConfigError("the CA key must be an EC or Ed25519 key")
-    if _public_der(key.public_key()) != _public_der(certificate.public_key()):
-        raise ConfigError("the CA key does not belong to the CA certificate")
-    try:
-        constraints = certificate.extensions.get_extension_for_class(x509.BasicConstraints).value
-    except x509.ExtensionNotFound as cause:
-        raise ConfigError("the CA certificate is not a CA: it has no basic constraints") from cause
-    if not constraints.ca:
-        raise ConfigError("the CA certificate is not a CA: its basic constraints say so")
-    return certificate, key
-
-
-def signature_hash(signer: CASigner) -> hashes.SHA256 | None:
-    """The hash that a signature with this key takes; Ed25519 has its own."""
-    return None if isinstance(signer, ed25519.Ed25519PrivateKey) else hashes.SHA256()
-
-
-def authority_identifier(authority: x509.Certificate) -> x509.AuthorityKeyIdentifier:
-    """The extension that says which key signed, so that two CAs of one name can be told apart."""
-    try:
-        subject = authority.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
-    except x509.ExtensionNotFound:
-        public = authority.public_key()
-        assert isinstance(public, ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey)
-        return x509.AuthorityKeyIdentifier.from_issuer_public_key(public)
-    return x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(subject)
-
-
 def read_pem(path: Path) -> bytes:
     """The bytes of a file. Raises ConfigError that says which file and why."""
     try:
         return path.read_bytes()
     except OSError as cause:
         raise ConfigError(f"{path}: cannot be read: {cause.strerror}") from cause
-
-
-def certificate_pem(certificate: x509.Certificate) -> bytes:
-    """The certificate as PEM."""
-    return certificate.public_bytes(serialization.Encoding.PEM)
-
-
-def private_key_pem(key: CASigner) -> bytes:
-    """The key as unencrypted PKCS#8 PEM."""
-    return key.private_bytes(
-        serialization.Encoding.PEM,
-        serialization.PrivateFormat.PKCS8,
-        serialization.NoEncryption(),
-    )
-
-
-def moment(now_ns: int) -> datetime:
-    """Nanoseconds since 1970 as the datetime that certificates take (whole seconds)."""
-    return datetime.fromtimestamp(now_ns // 1_000_000_000, UTC)
-
-
-def _builder(
-    subject: x509.Name,
-    issuer: x509.Name,
-    public: ec.EllipticCurvePublicKey,
-    now_ns: int,
-    lifetime: timedelta,
-) -> x509.CertificateBuilder:
-    now = moment(now_ns)
-    # An expired certificate (negative lifetime) still begins before it ends.
-    begins = min(now, now + lifetime) - BACKDATE
-    return (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(issuer)
-        .public_key(public)
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(begins)
-        .not_valid_after(now + lifetime)
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(public), critical=False)
-    )
-
-
-def _key_usage(*, authority: bool) -> x509.KeyUsage:
-    return x509.KeyUsage(
-        digital_signature=True,
-        key_cert_sign=authority,
-        crl_sign=authority,
-        content_commitment=False,
-        key_encipherment=False,
-        data_encipherment=False,
-        key_agreement=False,
-        encipher_only=False,
-        decipher_only=False,
-    )
 
 
 def _alternative_names(
@@ -263,13 +155,6 @@ def _alternative_names(
         except ValueError as cause:
             raise ConfigError(f"{address!r} is not an IP address") from cause
     return found
-
-
-def _public_der(key: object) -> bytes:
-    encoded: bytes = key.public_bytes(  # type: ignore[attr-defined]
-        serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
-    )
-    return encoded
 
 
 def _refuse_existing(*paths: Path) -> None:

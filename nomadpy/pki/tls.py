@@ -19,7 +19,8 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.x509.oid import NameOID
 
 from nomadpy.errors import ConfigError, PermissionDeniedError
-from nomadpy.pki.ca import moment, read_pem
+from nomadpy.pki.authority import moment
+from nomadpy.pki.ca import read_pem
 from nomadpy.pki.roles import Identity, parse_common_name
 
 _VERSIONS = {"tls12": ssl.TLSVersion.TLSv1_2, "tls13": ssl.TLSVersion.TLSv1_3}
