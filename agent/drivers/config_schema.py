@@ -6,9 +6,12 @@ meant. Both are accepted.
 
 from __future__ import annotations
 
-from typing import Any, TypeVar, get_type_hints
+import types
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import msgspec
+
+from nomadpy.jobspec.durations import SECOND, parse_duration
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -38,28 +41,45 @@ def decode(config: dict[str, Any], schema: type[T]) -> T:
     return schema(**{k: _convert(v, hints[k]) for k, v in config.items() if v is not None})
 
 
-def merge_maps(value: Any) -> dict[str, Any]:
-    """A map given as a map or as a list of maps (repeated or single HCL blocks); later ones win."""
-    if isinstance(value, dict):
-        return value
-    return {key: item for part in value for key, item in part.items()}
+def seconds(duration: str | float, what: str) -> float:
+    """A Go duration text, or plain seconds, as seconds. Raises ValueError that names `what`."""
+    if not isinstance(duration, str):
+        return float(duration)
+    try:
+        return parse_duration(duration) / SECOND
+    except ValueError as error:
+        raise ValueError(f"{what}: {error}") from error
 
 
 def _convert(value: Any, kind: Any) -> Any:
-    """Convert; a block in a list of one, or maps to be merged, are tried when the value as it is does not fit."""
-    candidates = [value]
-    if isinstance(value, list) and value and all(isinstance(part, dict) for part in value):
-        candidates.append(merge_maps(value))
-    elif not isinstance(value, list):
-        candidates.append([value])
-    first: msgspec.ValidationError | None = None
-    for candidate in candidates:
-        try:
-            return msgspec.convert(candidate, kind, strict=False)
-        except msgspec.ValidationError as error:
-            first = first or error
-    assert first is not None
-    raise first
+    return msgspec.convert(_shaped(value, kind), kind, strict=False)
+
+
+def _shaped(value: Any, kind: Any) -> Any:
+    """Bring blocks into the shape of `kind`: one map out of a list of them, or a list out of one."""
+    if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
+        merged = _merged(value)
+        if isinstance(merged, dict):
+            hints = get_type_hints(kind)
+            return {k: _shaped(v, hints.get(k)) for k, v in merged.items() if v is not None}
+        return merged
+    origin = get_origin(kind)
+    if origin is dict:
+        return _merged(value)
+    if origin is list:
+        (inner,) = get_args(kind)
+        items = value if isinstance(value, list) else [value]
+        return [_shaped(item, inner) for item in items]
+    if origin in (Union, types.UnionType):
+        choices = [choice for choice in get_args(kind) if choice is not type(None)]
+        return _shaped(value, choices[0]) if len(choices) == 1 else value
+    return value
+
+
+def _merged(value: Any) -> Any:
+    if isinstance(value, list) and all(isinstance(part, dict) for part in value):
+        return {key: item for part in value for key, item in part.items()}
+    return value
 
 
 def _sentence(text: str) -> str:

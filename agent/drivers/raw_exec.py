@@ -159,7 +159,8 @@ class RawExecDriver:
     async def recover(self, handle: TaskHandle, task: TaskConfig) -> None:
         """Find the supervisor or what it wrote. A task whose supervisor died is found, and `wait` tells its loss."""
         client = self._client(task)
-        key = str(handle.state.get("key", ""))
+        # A start whose outcome no agent saw has no state; the attempt names the record then.
+        key = str(handle.state.get("key") or _key(task))
         record = client.record(key)
         if record is None:
             raise TaskNotFoundError(f"task {handle.task_id} left no record")
@@ -230,10 +231,9 @@ class RawExecDriver:
         task = self._find(task_id)
         if not command:
             raise DriverError("a command to execute is needed")
-        env = self._env(task.config, [])
-        if tty:
-            env.setdefault("TERM", "xterm")
-        path = _lookup(command[0], task.config, env)
+        # The supervisor adds the task's own environment.
+        env = {"TERM": "xterm"} if tty else {}
+        path = _lookup(command[0], task.config, self._env(task.config, []))
 
         async def run(fds: list[int]) -> int:
             answer = await task.client.request(

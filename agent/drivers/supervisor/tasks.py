@@ -157,7 +157,7 @@ def exec_in(task: Task, request: dict[str, Any], fds: list[int]) -> process.Iden
     spec = process.Spec(
         argv=request["argv"],
         path=request["path"],
-        env=request["env"],
+        env={**request["env"], **task.spec.env},
         cwd=task.spec.cwd,
         uid=task.spec.uid,
         gid=task.spec.gid,
