@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
 
 from nomadpy.errors import InvalidRequestError, ValidationError
 from nomadpy.jobspec.canonicalize import canonicalize
-from nomadpy.jobspec.validate import format_errors, validate, warnings
+from nomadpy.jobspec.faults import format_errors, format_warnings
+from nomadpy.jobspec.validate import validate, warnings
+from nomadpy.models.envelope import DEFAULT_NAMESPACE
 from nomadpy.models.job import Job
 from nomadpy.server.settings import ServerSettings
 from nomadpy.state.store import Snapshot
@@ -21,12 +24,23 @@ class Admitted(msgspec.Struct, frozen=True):
     warnings: str = ""
 
 
-def admit(raw: dict[str, Any], settings: ServerSettings, snapshot: Snapshot) -> Admitted:
-    """Return the complete job. Raises InvalidRequestError (400) or ValidationError (500) naming all faults."""
+def admit(
+    raw: dict[str, Any],
+    settings: ServerSettings,
+    snapshot: Snapshot,
+    *,
+    namespace: str = "",
+    new_id: Callable[[], str] | None = None,
+) -> Admitted:
+    """Return the complete job. namespace: wins over the job's own, "" leaves it. Raises InvalidRequestError (400) or ValidationError (500) naming all faults."""
     if not raw.get("ID"):
         raise InvalidRequestError("Job ID hasn't been provided")
-    job = canonicalize(raw, region=settings.region)
-    faults = validate(job)
+    place = namespace or raw.get("Namespace") or DEFAULT_NAMESPACE
+    previous = snapshot.job(place, str(raw["ID"]))
+    job = canonicalize(
+        raw, region=settings.region, namespace=namespace, previous=previous, new_policy_id=new_id
+    )
+    faults = validate(job, max_priority=settings.job_max_priority)
     if faults:
         raise ValidationError(format_errors(faults))
     if snapshot.namespace(job.namespace) is None:
@@ -38,11 +52,3 @@ def admit(raw: dict[str, Any], settings: ServerSettings, snapshot: Snapshot) -> 
             format_errors([f'job "{job.id}" is in nonexistent node pool "{job.node_pool}"'])
         )
     return Admitted(job, format_warnings(warnings(job)))
-
-
-def format_warnings(texts: list[str]) -> str:
-    """Return warnings as the reply carries them."""
-    if not texts:
-        return ""
-    head = "1 warning:" if len(texts) == 1 else f"{len(texts)} warnings:"
-    return "\n".join([head, "", *(f"* {text}" for text in texts)])

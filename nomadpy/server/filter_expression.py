@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import msgspec
 
@@ -139,7 +139,7 @@ class _Parser:
         self._next += 1
         return token
 
-    def _fail(self, expected: str) -> Any:
+    def _fail(self, expected: str) -> NoReturn:
         token = self._peek()
         at = token.at if token is not None else len(self._text)
         raise InvalidRequestError(

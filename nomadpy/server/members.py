@@ -7,7 +7,7 @@ raft from the same list. A server that comes later finds the others initialized;
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 import msgspec
@@ -35,10 +35,8 @@ class Outgoing(Protocol):
     ) -> ServerHelloReply: ...
 
 
-class Bootstrap(Protocol):
-    """Starts raft from a list of servers; see Server."""
-
-    async def __call__(self, servers: list[ServerAddress]) -> None: ...
+Bootstrap = Callable[[list[ServerAddress]], Awaitable[None]]
+"""Starts raft from a list of servers; see Server."""
 
 
 class Member(msgspec.Struct):

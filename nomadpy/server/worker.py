@@ -16,6 +16,7 @@ from nomadpy import logs
 from nomadpy.errors import DeadlineError, NomadError
 from nomadpy.fsm.commands import EvalUpsert
 from nomadpy.models.evaluation import Evaluation
+from nomadpy.scheduler.cluster import UsageCache
 from nomadpy.scheduler.decision import Decision, failed
 from nomadpy.scheduler.schedule import schedule
 from nomadpy.server.core import Core
@@ -47,6 +48,7 @@ class Worker:
         self._applier = applier
         self._ready = ready
         self._run_blocking = run_blocking
+        self._cache = UsageCache()
 
     async def run(self) -> None:
         """Work until cancelled. An evaluation that fails here is given back to the broker."""
@@ -90,9 +92,10 @@ class Worker:
                 snapshot,
                 now_ns=self._core.clock.now_ns(),
                 entropy=self._core.entropy,
+                cache=self._cache,
             )
             if decision.plan is None:
-                await self._finish(evaluation, decision)
+                await self._core.propose(EvalUpsert(evals=decision.evaluations))
                 return
             if not self._broker.extend(evaluation.id, token, now=self._core.clock.monotonic()):
                 raise DeadlineError("the evaluation was given to another worker")
@@ -109,25 +112,4 @@ class Worker:
             now_ns=self._core.clock.now_ns(),
             entropy=self._core.entropy,
         )
-        await self._core.propose(EvalUpsert(evals=evaluations))
-
-    async def _finish(self, evaluation: Evaluation, decision: Decision) -> None:
-        evaluations = decision.evaluations
-        if evaluation.status == "blocked":
-            still = next((e for e in evaluations if e.status == "blocked"), None)
-            if still is not None:
-                # Nothing changed for it: the same evaluation goes back to waiting, instead of a new one at each
-                # wake-up of a full cluster.
-                evaluations = [
-                    msgspec.structs.replace(
-                        evaluation,
-                        class_eligibility=still.class_eligibility,
-                        escaped_computed_class=still.escaped_computed_class,
-                        failed_tg_allocs=still.failed_tg_allocs,
-                        queued_allocations=decision.queued,
-                        snapshot_index=still.snapshot_index,
-                        modify_time=self._core.clock.now_ns(),
-                    ),
-                    *(e for e in evaluations if e.id not in (evaluation.id, still.id)),
-                ]
         await self._core.propose(EvalUpsert(evals=evaluations))

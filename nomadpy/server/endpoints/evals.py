@@ -128,7 +128,8 @@ def chain(snapshot: Snapshot, evaluation: Evaluation) -> list[Evaluation]:
     found: dict[str, Evaluation] = {}
     todo = [evaluation.previous_eval, evaluation.next_eval, evaluation.blocked_eval]
     while todo:
-        other = snapshot.eval(todo.pop()) if todo[-1] else todo.pop() and None
+        identity = todo.pop()
+        other = snapshot.eval(identity) if identity else None
         if other is None or other.id == evaluation.id or other.id in found:
             continue
         found[other.id] = other

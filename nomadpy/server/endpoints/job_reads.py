@@ -17,6 +17,7 @@ from nomadpy.server.endpoints.base import Services
 from nomadpy.server.endpoints.stubs import alloc_stub, job_stub
 from nomadpy.server.query import Found, page
 from nomadpy.state.store import Snapshot
+from nomadpy.state.watch import Key
 
 ACTIVE = ("initializing", "pending", "blocked", "unblocking", "running", "paused")
 
@@ -66,7 +67,7 @@ class JobReads:
                 next_token=found.next_token,
             )
 
-        keys = [("table", "jobs"), ("table", "job_summaries")]
+        keys: list[Key] = [("table", "jobs"), ("table", "job_summaries")]
         return await self._queries.answer(request.options, keys, read)
 
     async def get(self, _: CallContext, request: Read) -> Answer:
@@ -96,7 +97,7 @@ class JobReads:
             index = snapshot.table_index("jobs", "allocs", "deployments")
             return Found(index=index, value=rows, next_token=found.next_token)
 
-        keys = [("table", "jobs"), ("table", "allocs"), ("table", "deployments")]
+        keys: list[Key] = [("table", "jobs"), ("table", "allocs"), ("table", "deployments")]
         return await self._queries.answer(request.options, keys, read)
 
     async def summary(self, _: CallContext, request: Read) -> Answer:
@@ -210,7 +211,9 @@ class JobReads:
             )
             return Found(index=index, value=scale_status(snapshot, job))
 
-        keys = [("table", t) for t in ("jobs", "allocs", "deployments", "scaling_events")]
+        keys: list[Key] = [
+            ("table", t) for t in ("jobs", "allocs", "deployments", "scaling_events")
+        ]
         return await self._queries.answer(request.options, keys, read)
 
     async def services(self, _: CallContext, request: Read) -> Answer:

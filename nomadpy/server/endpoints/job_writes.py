@@ -45,7 +45,13 @@ class JobWrites:
         """Create a job or give it a new version, and have it evaluated."""
         core = self._core
         snapshot = core.snapshot()
-        admitted = admit(request.job, core.settings, snapshot)
+        admitted = admit(
+            request.job,
+            core.settings,
+            snapshot,
+            namespace=request.options.namespace,
+            new_id=core.entropy.uuid,
+        )
         job = admitted.job
         if snapshot.scheduler_config().reject_job_registration:
             raise ValidationError("job registration is currently disabled by the operator")
@@ -92,14 +98,12 @@ class JobWrites:
             ),
             request_id=options.request_id,
         )
-        await core.raft.wait_applied(applied.index, timeout_s=5)
-        stored = core.snapshot().job(job.namespace, job.id)
         made = self._evaluation_of(job, evaluation, applied.index)
         return written(
             JobRegisterResponse(
                 eval_id=made,
                 eval_create_index=applied.index if made else 0,
-                job_modify_index=stored.job_modify_index if stored else applied.index,
+                job_modify_index=applied.value["job_modify_index"],
                 warnings=warnings,
                 index=applied.index,
             ),
@@ -121,7 +125,12 @@ class JobWrites:
         faults: list[str] = []
         text = ""
         try:
-            warnings = admit(request.job, self._core.settings, self._core.snapshot()).warnings
+            warnings = admit(
+                request.job,
+                self._core.settings,
+                self._core.snapshot(),
+                namespace=request.options.namespace,
+            ).warnings
         except (InvalidRequestError, ValidationError) as error:
             text = error.message
             faults = [line.strip()[2:] for line in text.splitlines() if line.strip()[:2] == "* "]
@@ -259,12 +268,11 @@ class JobWrites:
             ),
             request_id=request.options.request_id,
         )
-        stored = core.snapshot().job(namespace, job.id) or job
         return written(
             JobRegisterResponse(
                 eval_id=evaluation.id if evaluation else "",
                 eval_create_index=applied.index if evaluation else 0,
-                job_modify_index=stored.job_modify_index,
+                job_modify_index=applied.value["job_modify_index"],
                 known_leader=True,
                 index=applied.index,
             ),

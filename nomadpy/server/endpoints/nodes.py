@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hmac
-from typing import Any
 
 import msgspec
 
@@ -28,6 +27,7 @@ from nomadpy.server.endpoints.job_reads import truth
 from nomadpy.server.endpoints.stubs import node_stub
 from nomadpy.server.query import Found, check_uuid, check_uuid_prefix, page
 from nomadpy.state.store import Snapshot
+from nomadpy.state.watch import Key
 
 AGENT_STATUSES = ("initializing", "ready", "down")
 
@@ -213,8 +213,7 @@ class NodeWrites:
             "KnownLeader": False,
             "NextToken": "",
         }
-        # The wire sets this header even at 0.
-        return msgspec.structs.replace(written(body, index), index=index or -1)
+        return written(body, index)
 
     async def purge(self, _: CallContext, request: calls.Write) -> Answer:
         """Forget a node; its jobs are looked at."""
@@ -381,7 +380,7 @@ class NodeAgents:
             return Found(index=index or snapshot.table_index("allocs"), value=wanted)
 
         known_node(self._core.snapshot(), request.node_id, request.secret_id)
-        keys: list[Any] = [("by", "allocs", "node", request.node_id)]
+        keys: list[Key] = [("by", "allocs", "node", request.node_id)]
         found = await self._queries.find(request.options, keys, read)
         return calls.ClientAllocsReply(index=found.index, allocs=found.value)
 

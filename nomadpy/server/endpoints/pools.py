@@ -10,7 +10,7 @@ import msgspec
 
 from nomadpy.errors import InvalidRequestError, NotFoundError
 from nomadpy.fsm import commands
-from nomadpy.jobspec.validate import format_errors
+from nomadpy.jobspec.faults import format_errors
 from nomadpy.models import calls
 from nomadpy.models.envelope import Answer
 from nomadpy.models.node import NodePool
@@ -20,6 +20,7 @@ from nomadpy.server.endpoints.job_reads import jobs_of, truth
 from nomadpy.server.endpoints.stubs import job_stub, node_stub
 from nomadpy.server.query import Found, page
 from nomadpy.state.store import Snapshot
+from nomadpy.state.watch import Key
 
 _NAME = re.compile(r"^[a-zA-Z0-9-_]{1,128}$")
 NODE_IDENTITY_TTL_NS = 86_400_000_000_000
@@ -95,7 +96,7 @@ class Pools:
             index = snapshot.table_index("jobs", "job_summaries")
             return Found(index=index, value=rows, next_token=found.next_token)
 
-        keys = [("table", "jobs"), ("table", "job_summaries")]
+        keys: list[Key] = [("table", "jobs"), ("table", "job_summaries")]
         return await self._queries.answer(request.options, keys, read)
 
     async def upsert(self, _: CallContext, request: calls.NodePoolWrite) -> Answer:

@@ -37,7 +37,7 @@ class Search:
         chosen = (*CONTEXTS, *EMPTY) if context == "all" else (context,)
 
         def read(snapshot: Snapshot) -> Found:
-            matches: dict[str, list[str]] = {}
+            matches: dict[str, list[str] | None] = {}
             truncations: dict[str, bool] = {}
             for name in chosen:
                 ids = _ids(snapshot, name, request) if name in CONTEXTS else []

@@ -1,0 +1,1 @@
+"""Wiring: builds the server, the agent and the API out of the configuration; nothing else does."""

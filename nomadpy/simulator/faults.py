@@ -1,0 +1,105 @@
+"""What goes wrong, and when: a seeded plan of crashes, power cuts, partitions and lost heartbeats, always healed."""
+
+from __future__ import annotations
+
+import asyncio
+
+from nomadpy.entropy import SeededEntropy
+from nomadpy.simulator.cluster import SimClient, SimCluster, SimServer
+
+KINDS = (
+    "kill-server",
+    "kill-leader",
+    "power-server",
+    "power-all-servers",
+    "partition-server",
+    "isolate-leader",
+    "one-way",
+    "kill-agent",
+    "power-agent",
+    "cut-agent",
+    "slow-links",
+)
+
+
+class Faults:
+    """Injects one fault after the other; `heal` ends all of them."""
+
+    def __init__(self, cluster: SimCluster, entropy: SeededEntropy) -> None:
+        self._cluster = cluster
+        self._entropy = entropy
+        self.done: list[str] = []
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Inject until `stop` is set. What a fault leaves down comes back after a while."""
+        while not stop.is_set():
+            await asyncio.sleep(self._entropy.uniform(1.0, 7.0))
+            if stop.is_set():
+                return
+            kind = self._entropy.choice(KINDS)
+            self.done.append(kind)
+            await self._inject(kind)
+
+    async def heal(self) -> None:
+        """Everything runs and every link works."""
+        self._cluster.network.heal()
+        for server in self._cluster.servers:
+            if server.process is None:
+                await server.start()
+        for client in self._cluster.clients:
+            if client.agent is None:
+                client.start()
+
+    async def _inject(self, kind: str) -> None:
+        cluster, entropy = self._cluster, self._entropy
+        leader = cluster.leader() or entropy.choice(cluster.servers)
+        server = entropy.choice(cluster.servers)
+        client = entropy.choice(cluster.clients)
+        if kind in ("kill-server", "kill-leader", "power-server"):
+            victim = leader if kind == "kill-leader" else server
+            await self._crash_server(victim, power=kind == "power-server")
+        elif kind == "power-all-servers":
+            for one in cluster.servers:
+                await one.crash(power=True)
+            await asyncio.sleep(entropy.uniform(0.1, 2.0))
+            for one in cluster.servers:
+                if one.process is None:
+                    await one.start()
+        elif kind in ("partition-server", "isolate-leader"):
+            lonely = leader if kind == "isolate-leader" else server
+            others = [h for h in self._hosts() if h != lonely.name]
+            cluster.network.partition([lonely.name], others)
+            await asyncio.sleep(entropy.uniform(1.0, 12.0))
+            cluster.network.heal()
+        elif kind == "one-way":
+            other = entropy.choice([h for h in self._hosts() if h != server.name])
+            cluster.network.block(server.name, other)
+            await asyncio.sleep(entropy.uniform(1.0, 10.0))
+            cluster.network.heal()
+        elif kind in ("kill-agent", "power-agent"):
+            await self._crash_client(client, power=kind == "power-agent")
+        elif kind == "cut-agent":
+            cluster.network.partition([client.name], [h for h in self._hosts() if h != client.name])
+            await asyncio.sleep(entropy.uniform(1.0, 20.0))
+            cluster.network.heal()
+        elif kind == "slow-links":
+            for one in cluster.servers:
+                cluster.network.slow(server.name, one.name, (0.05, 0.4))
+            await asyncio.sleep(entropy.uniform(1.0, 6.0))
+            cluster.network.heal()
+
+    async def _crash_server(self, server: SimServer, *, power: bool) -> None:
+        await server.crash(power=power)
+        await asyncio.sleep(self._entropy.uniform(0.2, 8.0))
+        if server.process is None:
+            await server.start()
+
+    async def _crash_client(self, client: SimClient, *, power: bool) -> None:
+        await client.crash(power=power)
+        await asyncio.sleep(self._entropy.uniform(0.5, 15.0))
+        if client.agent is None:
+            client.start()
+
+    def _hosts(self) -> list[str]:
+        cluster = self._cluster
+        return [s.name for s in cluster.servers] + [c.name for c in cluster.clients]

@@ -1,0 +1,169 @@
+"""What must hold at every step, and what must come true once the world is healed.
+
+`Watch` looks at each entry that any server applies; `settled` and the checks after it look at the healed cluster.
+A violation is an exception that says what, where and by how much.
+"""
+
+from __future__ import annotations
+
+from nomadpy.models.allocation import Allocation
+from nomadpy.scheduler.fit import allocs_fit
+from nomadpy.simulator.cluster import SimCluster, SimServer
+from nomadpy.simulator.workload import Promise
+from nomadpy.state.changes import ChangeSet
+from nomadpy.state.store import Snapshot
+
+OVER = ("complete", "failed", "lost")
+
+
+class ViolationError(AssertionError):
+    """An invariant is broken."""
+
+
+class Watch:
+    """Checks every applied entry on every server."""
+
+    def __init__(self, cluster: SimCluster) -> None:
+        self._cluster = cluster
+        self._digests: dict[int, tuple[str, str]] = {}
+        self._leaders: dict[int, str] = {}
+        self.entries = 0
+        self.violations: list[str] = []
+
+    def attach(self, server: SimServer) -> None:
+        """Watch a server's present life."""
+        process = server.process
+        assert process is not None
+        process.store.subscribe(lambda changes: self._applied(server, changes))
+        process.raft.on_leadership(lambda leads, term: self._elected(server, leads, term))
+
+    def raise_any(self) -> None:
+        """Raise the first violation seen. Listeners cannot: raft would take it for its own failure."""
+        if self.violations:
+            raise ViolationError(self.violations[0])
+
+    def _applied(self, server: SimServer, changes: ChangeSet) -> None:
+        self.entries += 1
+        assert server.process is not None
+        snapshot = server.process.store.snapshot()
+        if changes.restored:
+            return
+        digest = str([(c.table, str(c.key), _mark(c.after)) for c in changes.changes])
+        first = self._digests.setdefault(changes.index, (server.name, digest))
+        if first[1] != digest:
+            self.violations.append(
+                f"entry {changes.index} changed other things on {server.name} than on {first[0]}"
+            )
+        for node_id in {
+            c.after.node_id: None for c in changes.changes if c.table == "allocs" and c.after
+        }:
+            self._capacity(snapshot, node_id, changes.index)
+
+    def _capacity(self, snapshot: Snapshot, node_id: str, index: int) -> None:
+        node = snapshot.node(node_id)
+        if node is None:
+            return
+        live = [a for a in snapshot.allocs_by_node(node_id) if is_live(a)]
+        fit = allocs_fit(node, live)
+        if not fit.ok:
+            self.violations.append(
+                f"node {node.name} is over its capacity at entry {index}: {fit.dimension}"
+            )
+
+    def _elected(self, server: SimServer, leads: bool, term: int) -> None:
+        if leads and self._leaders.setdefault(term, server.name) != server.name:
+            self.violations.append(
+                f"term {term} has two leaders: {self._leaders[term]} and {server.name}"
+            )
+
+
+def is_live(alloc: Allocation) -> bool:
+    """Wanted, and not over."""
+    return alloc.desired_status == "run" and alloc.client_status not in OVER
+
+
+def unsettled(cluster: SimCluster, promises: list[Promise]) -> str:
+    """Why the cluster has not settled yet; "" when it has."""
+    leader = cluster.leader()
+    if leader is None or leader.process is None:
+        return "no leader"
+    snapshot = leader.process.store.snapshot()
+    for server in cluster.live():
+        if server.process is not None and server.process.store.index != snapshot.index:
+            return (
+                f"{server.name} is at {server.process.store.index}, the leader at {snapshot.index}"
+            )
+    down = [n.name for n in snapshot.nodes() if n.status != "ready"]
+    if down:
+        return f"nodes not ready: {down}"
+    running = {alloc_id for client in cluster.clients for alloc_id in client.running}
+    for promise in promises:
+        reason = _job_unsettled(snapshot, promise, running)
+        if reason:
+            return reason
+    wanted = {a.id for a in snapshot.allocs() if is_live(a)}
+    stray = running - wanted
+    if stray:
+        return f"{len(stray)} allocations run that nobody wants: {sorted(stray)[:3]}"
+    return ""
+
+
+def _job_unsettled(snapshot: Snapshot, promise: Promise, running: set[str]) -> str:
+    job = snapshot.job("default", promise.job_id)
+    if job is None:
+        return f"{promise.job_id} is not there"
+    wanted = 0 if job.stop else sum(g.count for g in job.task_groups or [])
+    allocs = snapshot.allocs_by_job("default", promise.job_id)
+    if promise.kind == "batch" and not job.stop:
+        done = {
+            a.name
+            for a in allocs
+            if a.client_status == "complete" and a.job and a.job.version == job.version
+        }
+        live = {a.name for a in allocs if is_live(a)}
+        if live:
+            return f"{promise.job_id}: {len(live)} batch allocations still run"
+        # A batch job is done when each of its names has completed, in this version or, unchanged, an earlier one.
+        ever = {a.name for a in allocs if a.client_status == "complete"}
+        return (
+            "" if len(ever | done) >= wanted else f"{promise.job_id}: {len(ever)} of {wanted} done"
+        )
+    live_allocs = [a for a in allocs if is_live(a)]
+    if len(live_allocs) != wanted:
+        return f"{promise.job_id} has {len(live_allocs)} live allocations, wants {wanted}"
+    idle = [a.id for a in live_allocs if a.id not in running]
+    if idle:
+        return f"{promise.job_id}: {len(idle)} allocations do not run on their node"
+    names = {a.name for a in live_allocs}
+    if len(names) != len(live_allocs):
+        raise ViolationError(f"{promise.job_id}: an allocation name is live twice: {sorted(names)}")
+    return ""
+
+
+def check_final(cluster: SimCluster, promises: list[Promise]) -> None:
+    """With the cluster settled: every acknowledged write is there, and all servers are equal."""
+    servers = cluster.live()
+    sums = {s.name: s.process.store.checksum() for s in servers if s.process is not None}
+    if len(set(sums.values())) != 1:
+        raise ViolationError(f"the servers' states differ at one index: {sums}")
+    process = servers[0].process
+    assert process is not None
+    snapshot = process.store.snapshot()
+    for promise in promises:
+        job = snapshot.job("default", promise.job_id)
+        if job is None:
+            raise ViolationError(f"{promise.job_id} was acknowledged and is gone")
+        at = (int((job.meta or {}).get("generation", "0")), job.stop)
+        if at not in promise.possible:
+            raise ViolationError(
+                f"{promise.job_id} is at {at}; its owner knows that it is one of {promise.possible}"
+            )
+
+
+def _mark(row: object) -> tuple[object, ...]:
+    return (
+        getattr(row, "modify_index", None),
+        getattr(row, "status", None),
+        getattr(row, "client_status", None),
+        getattr(row, "desired_status", None),
+    )

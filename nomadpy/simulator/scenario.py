@@ -1,0 +1,129 @@
+"""One seed from start to verdict: form a cluster, use it, break it, heal it, and look whether every promise holds."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import msgspec
+
+from nomadpy.entropy import SeededEntropy
+from nomadpy.simulator import loop as virtual
+from nomadpy.simulator.cluster import SimCluster, SimServer
+from nomadpy.simulator.faults import Faults
+from nomadpy.simulator.invariants import ViolationError, Watch, check_final, unsettled
+from nomadpy.simulator.workload import User
+
+FORM_S = 60.0
+SETTLE_S = 240.0
+
+
+class Verdict(msgspec.Struct, kw_only=True):
+    """What one seed showed. violation: "" when everything held. seconds are virtual."""
+
+    seed: int
+    violation: str = ""
+    entries: int = 0
+    acknowledged: int = 0
+    faults: list[str] = []
+    seconds: float = 0.0
+
+
+def run_seed(
+    seed: int,
+    *,
+    servers: int = 3,
+    clients: int = 5,
+    trouble_s: float = 45.0,
+    lying_disks: bool = False,
+    wire: Callable[[SimServer], None] | None = None,
+) -> Verdict:
+    """Run one seed to its verdict. The same arguments give the same verdict, always."""
+
+    async def main() -> Verdict:
+        return await _run(
+            seed,
+            servers=servers,
+            clients=clients,
+            trouble_s=trouble_s,
+            lying_disks=lying_disks,
+            wire=wire,
+        )
+
+    return virtual.run(main)
+
+
+async def _run(
+    seed: int,
+    *,
+    servers: int,
+    clients: int,
+    trouble_s: float,
+    lying_disks: bool,
+    wire: Callable[[SimServer], None] | None,
+) -> Verdict:
+    watches: list[Watch] = []
+
+    def attach(server: SimServer) -> None:
+        watches[0].attach(server)
+        if wire is not None:
+            wire(server)
+
+    cluster = SimCluster(
+        seed, servers=servers, clients=clients, lying_disks=lying_disks, wire=attach
+    )
+    watch = Watch(cluster)
+    watches.append(watch)
+    faults = Faults(cluster, SeededEntropy(f"{seed}-faults"))
+    users = [User(cluster, n, SeededEntropy(f"{seed}-user-{n}")) for n in range(5)]
+    promises = [user.promise for user in users]
+    verdict = Verdict(seed=seed)
+    loop = asyncio.get_running_loop()
+    try:
+        await cluster.start()
+        await _until(lambda: _formed(cluster), FORM_S, "the cluster to form")
+        stop = asyncio.Event()
+        async with asyncio.TaskGroup() as group:
+            for user in users:
+                group.create_task(user.run(stop), name=user.promise.job_id)
+            group.create_task(faults.run(stop), name="faults")
+            await asyncio.sleep(trouble_s)
+            stop.set()
+        await faults.heal()
+        await _until(
+            lambda: "" if cluster.leader() else "no leader", FORM_S, "a leader after healing"
+        )
+        for user in users:
+            await user.settle()
+        await _until(lambda: unsettled(cluster, promises), SETTLE_S, "the cluster to settle")
+        watch.raise_any()
+        check_final(cluster, promises)
+    except (ViolationError, AssertionError) as error:
+        verdict.violation = str(error) or type(error).__name__
+    finally:
+        verdict.seconds = loop.time()
+        await cluster.close()
+    if not verdict.violation and watch.violations:
+        verdict.violation = watch.violations[0]
+    verdict.entries = watch.entries
+    verdict.acknowledged = sum(p.acknowledged for p in promises)
+    verdict.faults = faults.done
+    return verdict
+
+
+def _formed(cluster: SimCluster) -> str:
+    leader = cluster.leader()
+    if leader is None or leader.process is None:
+        return "no leader"
+    ready = sum(n.status == "ready" for n in leader.process.store.snapshot().nodes())
+    return "" if ready == len(cluster.clients) else f"{ready} nodes ready"
+
+
+async def _until(look: Callable[[], str], seconds: float, what: str) -> None:
+    """Wait until `look` has nothing to complain of. Raises ViolationError with its last complaint."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + seconds
+    while reason := look():
+        if loop.time() > deadline:
+            raise ViolationError(f"waited {seconds:g} virtual seconds for {what}: {reason}")
+        await asyncio.sleep(0.25)
