@@ -5,17 +5,19 @@ from __future__ import annotations
 import asyncio
 import collections
 import contextlib
+import errno
 from collections.abc import Awaitable, Callable, Iterator
 
 from nomadpy.entropy import SeededEntropy
-from nomadpy.errors import NomadError
+from nomadpy.errors import CorruptionError, NomadError
 from nomadpy.raft import PeerSpec, RaftConfig, RaftNode
 from nomadpy.raft import messages as wire
 from nomadpy.raft.pysyncobj_seam import LEADER, RaftCore
+from nomadpy.raft.snapshots import SnapshotHeader
 from nomadpy.rpc.network import ByteStream
 from nomadpy.simulator.disk import MemoryFiles
 from nomadpy.simulator.loop import SimClock, run
-from nomadpy.simulator.network import SimNetwork
+from nomadpy.simulator.network import HostNetwork, SimNetwork
 
 
 class Violation(Exception):
@@ -53,6 +55,16 @@ class WatchedCore(RaftCore):
     def apply_command(self, index: int, term: int, data: bytes) -> object:
         self.world.saw_applied(self.me.peer.id, index, term, data)
         return super().apply_command(index, term, data)
+
+    def install(self, header: SnapshotHeader, leader: PeerSpec | None) -> bool:
+        installed = super().install(header, leader)
+        self.world.stats["snapshots installed" if installed else "snapshots passed over"] += 1
+        return installed
+
+    def snapshot_written(self, header: SnapshotHeader) -> None:
+        super().snapshot_written(header)
+        self.world.stats["snapshots written"] += 1
+        self.world.saw_snapshot(header)
 
     def _on_state_changed(self, before: int, after: int) -> None:
         super()._on_state_changed(before, after)
@@ -93,6 +105,7 @@ class World:
         node_class: type[WatchedNode] = WatchedNode,
         lying_disks: bool = False,
         check_order: bool = True,
+        check_votes: bool = True,
         faults: bool = True,
         settings: dict[str, object] | None = None,
     ) -> None:
@@ -106,8 +119,10 @@ class World:
         self.settings = settings or {}
         self.node_class = type("BoundNode", (node_class,), {"world": self})
         self.check_order = check_order
+        self.check_votes = check_votes
         self.disk_delay_s = self.chance.choice([0.0, 0.002, 0.02])
         self.faults = faults
+        self.crashing = faults
         self.servers: dict[str, Server] = {}
         self.founders: list[PeerSpec] = []
         for number in range(servers + spare):
@@ -118,6 +133,7 @@ class World:
         self.applied: dict[int, tuple[int, bytes]] = {}
         self.acked: dict[bytes, int] = {}
         self.leaders: dict[int, str] = {}
+        self.snapshots: dict[int, SnapshotHeader] = {}
         self.votes: dict[tuple[str, int], str] = {}
         self.highest_acked = 0
         self.stats: collections.Counter[str] = collections.Counter()
@@ -140,12 +156,17 @@ class World:
     def saw_leader(self, server: str, term: int) -> None:
         self.stats["elections"] += 1
         self.trace.append((self.loop.time(), "leader", server, term))
-        if self.leaders.setdefault(term, server) != server:
+        if self.leaders.setdefault(term, server) != server and self.check_votes:
             self.violate(f"two leaders in term {term}: {server} and {self.leaders[term]}")
 
     def saw_vote(self, server: str, term: int, vote: str) -> None:
-        if self.votes.setdefault((server, term), vote) != vote:
+        if self.votes.setdefault((server, term), vote) != vote and self.check_votes:
             self.violate(f"{server} voted for {vote} and {self.votes[server, term]} in term {term}")
+
+    def saw_snapshot(self, header: SnapshotHeader) -> None:
+        known = self.snapshots.setdefault(header.index, header)
+        if known != header:
+            self.violate(f"two snapshots at one index differ: {known} and {header}")
 
     def saw_ready(self, server: Server, node: WatchedNode) -> None:
         if node.applied_index < self.highest_acked and node.is_leader:
@@ -186,16 +207,14 @@ class World:
             data_dir="/raft",
             **settings,  # type: ignore[arg-type]
         )
-        node = self.node_class(
-            config,
-            server.machine,
-            network=host,
-            files=server.files,
-            clock=SimClock(self.loop, rate=self.chance.uniform(0.98, 1.02)),
-            entropy=SeededEntropy(f"{self.seed}-{server.peer.id}-{server.boots}"),
-            run_blocking=self.blocking,
-            fatal=lambda reason: self.died(server, node, reason),
-        )
+        try:
+            node = self.boot(server, config, host)
+        except CorruptionError as cause:
+            self.violations.append(f"seed {self.seed}: {server.peer.id} refuses to start: {cause}")
+            return
+        except OSError:
+            self.loop.call_later(0.5, self.start, server)
+            return
         self.watch_promises(node)
         node.on_leadership(lambda leads, term: self.saw_ready(server, node))
         server.node = node
@@ -203,7 +222,20 @@ class World:
             self.serve(server, node, host), name=f"run-{server.peer.id}"
         )
 
-    async def serve(self, server: Server, node: WatchedNode, host) -> None:  # type: ignore[no-untyped-def]
+    def boot(self, server: Server, config: RaftConfig, host: HostNetwork) -> WatchedNode:
+        node = self.node_class(
+            config,
+            server.machine,
+            network=host,
+            files=server.files,
+            clock=SimClock(self.loop, rate=self.chance.uniform(0.98, 1.02)),
+            entropy=SeededEntropy(f"{self.seed}-{server.peer.id}-{server.boots}"),
+            run_blocking=lambda work: self.blocking(server, node, work),
+            fatal=lambda reason: self.died(server, node, reason),
+        )
+        return node
+
+    async def serve(self, server: Server, node: WatchedNode, host: HostNetwork) -> None:
         async def accept(stream: ByteStream) -> None:
             if await stream.read(1) == wire.FIRST_BYTE:
                 await node.serve(stream)
@@ -216,16 +248,33 @@ class World:
         except Exception:
             if server.node is node:
                 await asyncio.sleep(0)
-                self.restart_later(server, power=False)
+                self.restart_later(server, power=self.chance.uniform(0, 1) < 0.5)
         finally:
             await listening.close()
 
-    async def blocking(self, work: Callable[[], None]) -> None:
-        if self.disk_delay_s:
-            await asyncio.sleep(self.chance.uniform(0, self.disk_delay_s))
+    async def blocking(self, server: Server, node: WatchedNode, work: Callable[[], None]) -> None:
+        """The disk: takes its time, and is where the power likes to go, before the sync or after it."""
+        draw = self.chance.uniform(0, 1) if self.crashing else 1.0
+        if draw < 0.006:
+            # What this round sent is out, nothing of it is on disk; and the leader may not live to repeat it.
+            if self.chance.uniform(0, 1) < 0.5:
+                self.loop.call_later(self.chance.uniform(0, 0.05), self.crash_leaders)
+            self.crash_during_sync(server, node)
+        await asyncio.sleep(self.chance.uniform(0, self.disk_delay_s))
         work()
-        if self.disk_delay_s:
-            await asyncio.sleep(self.chance.uniform(0, self.disk_delay_s))
+        if draw > 0.999 and self.crashing:
+            self.crash_during_sync(server, node)
+        await asyncio.sleep(self.chance.uniform(0, self.disk_delay_s))
+
+    def crash_during_sync(self, server: Server, node: WatchedNode) -> None:
+        if server.node is node:
+            self.stats["crashes at sync"] += 1
+            self.restart_later(server, power=True)
+
+    def crash_leaders(self) -> None:
+        for server, _ in self.leading():
+            if self.crashing:
+                self.restart_later(server, power=True)
 
     def watch_promises(self, node: WatchedNode) -> None:
         flush = node.transport.flush_late
@@ -361,6 +410,10 @@ class World:
             elif draw < 0.8:
                 for server, _ in self.leading():
                     self.restart_later(server, power=self.chance.uniform(0, 1) < 0.7)
+            elif draw < 0.83:
+                server = self.chance.choice(list(self.servers.values()))
+                operation = self.chance.choice(["sync", "write", "rename", "sync_directory"])
+                server.files.fail(operation, self.chance.choice([errno.EIO, errno.ENOSPC]))
             elif draw < 0.95:
                 running = self.running()
                 if running:
@@ -372,7 +425,7 @@ class World:
 
     # ---- the whole
 
-    async def play(self, seconds: float = 15.0) -> None:
+    async def play(self, seconds: float = 25.0) -> None:
         """Faults and clients, then peace; raises Violation."""
         for peer in self.founders:
             self.start(self.servers[peer.id])
@@ -385,6 +438,7 @@ class World:
 
     async def finish(self) -> None:
         """Heal everything, wait until all agree, check what is left."""
+        self.crashing = False
         self.net.heal()
         self.disk_delay_s = 0.0
         self.net.delay_s = (0.0003, 0.002)
@@ -442,7 +496,7 @@ class World:
         await asyncio.gather(*pending, return_exceptions=True)
 
 
-def play(seed: int, *, seconds: float = 15.0, **options) -> World:  # type: ignore[no-untyped-def]
+def play(seed: int, *, seconds: float = 25.0, **options) -> World:  # type: ignore[no-untyped-def]
     """Run one world to its end; raises Violation."""
 
     async def main() -> World:
