@@ -303,7 +303,7 @@ def test_after_any_history_a_restart_finds_the_last_synced_state(steps) -> None:
             files = files.power_cut(SeededEntropy(value))
             journal = Journal(files, DIRECTORY, segment_bytes=150)
             # Compaction drops whole segments: more than the tail may come back, never less.
-            expected = [e for e in synced[0]]
+            expected = list(synced[0])
             tail = journal.entries[-len(expected) :] if expected else []
             assert tail == expected or [e for e in expected if e[1] >= first] == tail
             assert (journal.term, journal.vote) == synced[1:]

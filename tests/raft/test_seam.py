@@ -15,7 +15,7 @@ def test_another_version_or_source_is_refused_with_advice() -> None:
     source = inspect.getsource(sys.modules["pysyncobj.syncobj"])
     check_pysyncobj(PYSYNCOBJ_VERSION, source)
     for version, text in (("0.3.18", source), (PYSYNCOBJ_VERSION, source + "\n")):
-        with pytest.raises(RuntimeError, match="pip install pysyncobj==0.3.17"):
+        with pytest.raises(RuntimeError, match=r"pip install pysyncobj==0\.3\.17"):
             check_pysyncobj(version, text)
 
 

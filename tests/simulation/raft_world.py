@@ -20,7 +20,7 @@ from nomadpy.simulator.loop import SimClock, run
 from nomadpy.simulator.network import HostNetwork, SimNetwork
 
 
-class Violation(Exception):
+class BrokenPromiseError(Exception):
     """A promise of raft was broken."""
 
 
@@ -146,7 +146,7 @@ class World:
 
     def violate(self, text: str) -> None:
         self.violations.append(f"seed {self.seed} at {self.loop.time():.3f} s: {text}")
-        raise Violation(self.violations[-1])
+        raise BrokenPromiseError(self.violations[-1])
 
     def saw_applied(self, server: str, index: int, term: int, data: bytes) -> None:
         known = self.applied.setdefault(index, (term, data))
@@ -426,7 +426,7 @@ class World:
     # ---- the whole
 
     async def play(self, seconds: float = 25.0) -> None:
-        """Faults and clients, then peace; raises Violation."""
+        """Faults and clients, then peace; raises BrokenPromiseError."""
         for peer in self.founders:
             self.start(self.servers[peer.id])
         until = self.loop.time() + seconds
@@ -452,7 +452,7 @@ class World:
                 break
             await asyncio.sleep(0.25)
         if self.violations:
-            raise Violation("; ".join(self.violations))
+            raise BrokenPromiseError("; ".join(self.violations))
         if trouble:
             self.violate(f"after healing: {trouble}")
         _, node = self.leading()[0]
@@ -497,7 +497,7 @@ class World:
 
 
 def play(seed: int, *, seconds: float = 25.0, **options) -> World:  # type: ignore[no-untyped-def]
-    """Run one world to its end; raises Violation."""
+    """Run one world to its end; raises BrokenPromiseError."""
 
     async def main() -> World:
         world = World(seed, **options)

@@ -14,7 +14,7 @@ import sys
 from collections import Counter
 
 import pytest
-from raft_world import Violation, WatchedCore, WatchedNode, World, play
+from raft_world import BrokenPromiseError, WatchedCore, WatchedNode, World, play
 
 from nomadpy.raft.messages import VoteReply, VoteRequest
 from nomadpy.raft.snapshots import SnapshotHeader
@@ -116,7 +116,7 @@ def caught(limit: int, **options: object) -> str:
     for seed in range(limit):
         try:
             play(seed, **options)
-        except Violation as violation:
+        except BrokenPromiseError as violation:
             return str(violation)
     return ""
 
@@ -174,7 +174,7 @@ def ask_twice(node_class: type[WatchedNode]) -> None:
         try:
             await ask_twice_for_a_vote_in_one_term(world)
             if world.violations:
-                raise Violation(world.violations[0])
+                raise BrokenPromiseError(world.violations[0])
         finally:
             await world.close()
 
@@ -186,7 +186,7 @@ def test_a_vote_outlives_a_power_cut() -> None:
 
 
 def test_control_a_forgotten_vote_is_caught() -> None:
-    with pytest.raises((Violation, AssertionError)):
+    with pytest.raises((BrokenPromiseError, AssertionError)):
         ask_twice(ForgetsItsVoteNode)
 
 
