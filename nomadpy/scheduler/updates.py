@@ -16,7 +16,7 @@ import msgspec
 from nomadpy.models.job import Job, TaskGroup
 from nomadpy.models.service import Service
 from nomadpy.models.task import Task
-from nomadpy.models.task_blocks import RestartPolicy
+from nomadpy.models.task_blocks import LogConfig, RestartPolicy
 
 
 def find_group(job: Job, name: str) -> TaskGroup | None:
@@ -88,7 +88,6 @@ def _group_view(group: TaskGroup) -> TaskGroup:
 def _task_view(job: Job, group: TaskGroup, task: Task) -> Task:
     """The task with everything that may change in place left out, and its merged meta."""
     meta = {**(job.meta or {}), **(group.meta or {}), **(task.meta or {})}
-    log = task.log_config
     return msgspec.structs.replace(
         task,
         constraints=None,
@@ -96,7 +95,7 @@ def _task_view(job: Job, group: TaskGroup, task: Task) -> Task:
         restart_policy=_restart_view(task.restart_policy),
         meta=meta or None,
         kill_timeout=0,
-        log_config=msgspec.structs.replace(log, max_files=0, max_file_size_mb=0) if log else None,
+        log_config=LogConfig(disabled=task.log_config.disabled if task.log_config else False),
         shutdown_delay=0,
         scaling_policies=None,
         actions=None,
