@@ -62,8 +62,8 @@ class DockerPolicy(msgspec.Struct, frozen=True, kw_only=True):
 
     endpoint: str = ""
     allow_privileged: bool = False
-    allow_caps: list[str] = DEFAULT_CAPS
-    allow_runtimes: list[str] = ["runc", "nvidia"]
+    allow_caps: list[str] = msgspec.field(default_factory=lambda: list(DEFAULT_CAPS))
+    allow_runtimes: list[str] = msgspec.field(default_factory=lambda: ["runc", "nvidia"])
     allowed_modes: AllowedModes = AllowedModes()
     auth: AuthPolicy = AuthPolicy()
     tls: TLSPolicy = TLSPolicy()
