@@ -18,6 +18,7 @@ READ_HIGH = 256 * 1024
 READ_LOW = 64 * 1024
 WRITE_HIGH = 256 * 1024
 WRITE_PIECE = 64 * 1024
+CLOSE_TIMEOUT_S = 10.0
 _NOBODY = Identity(role="", region="")
 
 
@@ -39,6 +40,10 @@ class TransportStream(asyncio.Protocol):
         self._error: Exception | None = None
         self._reader: asyncio.Future[None] | None = None
         self._drainers: list[asyncio.Future[None]] = []
+        self._backlog: deque[memoryview] = deque()
+        self._backlog_size = 0
+        self._closing = False
+        self._deadline: asyncio.TimerHandle | None = None
 
     # -- what the network does before it hands the stream out ---------------------------------------
 
@@ -87,32 +92,49 @@ class TransportStream(asyncio.Protocol):
     def write(self, data: bytes) -> None:
         """Queue bytes; after the end they go nowhere, which `read` and `drain` report."""
         transport = self._transport
-        if transport is None or transport.is_closing():
+        if transport is None or self._closing or transport.is_closing():
             return
-        if len(data) <= WRITE_PIECE or transport is self._raw:
+        if not self._backlog and not self._writing_paused and len(data) <= WRITE_PIECE:
             transport.write(data)
             return
-        # TLS encrypts a write at once and hands all of it to TCP, and only what comes while TCP is full counts
-        # as its own backlog, for which it pauses us. In pieces the backlog stays where it is counted.
         view = memoryview(data)
         for cut in range(0, len(data), WRITE_PIECE):
-            transport.write(view[cut : cut + WRITE_PIECE])
+            self._backlog.append(view[cut : cut + WRITE_PIECE])
+        self._backlog_size += len(data)
+        self._feed()
+
+    def _feed(self) -> None:
+        """Give the transport what it takes. It would take all: TLS encrypts a write at once and hands it to TCP
+        without a limit, and neither counts what the other holds. In pieces, what waits is here and is counted.
+        """
+        transport = self._transport
+        while self._backlog and not self._writing_paused and transport is not None:
+            piece = self._backlog.popleft()
+            self._backlog_size -= len(piece)
+            transport.write(piece)
+        if self._backlog or self._writing_paused:
+            return
+        for waiter in self._drainers:
+            if not waiter.done():
+                waiter.set_result(None)
+        if self._closing and transport is not None:
+            transport.close()
 
     @property
     def queued(self) -> int:
         """Bytes that the kernel has not taken yet, those inside TLS included."""
         if self._transport is None or self._raw is None:
             return 0
-        size = self._transport.get_write_buffer_size()
+        size = self._backlog_size + self._transport.get_write_buffer_size()
         if self._raw is not self._transport:
             size += self._raw.get_write_buffer_size()
         return size
 
     async def drain(self) -> None:
-        """Wait until the transport takes more; raises ConnectionResetError when it is gone."""
+        """Wait until less than about 600 KiB are queued; raises ConnectionResetError when the connection is gone."""
         if self._ended:
             raise ConnectionResetError("the connection is closed")
-        if not self._writing_paused:
+        if not self._writing_paused and not self._backlog:
             return
         waiter = asyncio.get_running_loop().create_future()
         self._drainers.append(waiter)
@@ -123,12 +145,21 @@ class TransportStream(asyncio.Protocol):
                 self._drainers.remove(waiter)
 
     def close(self) -> None:
-        """Send what is queued, say goodbye, end."""
-        if self._transport is not None:
+        """Send what is queued, say goodbye, end; a peer that takes nothing for CLOSE_TIMEOUT_S is cut off."""
+        if self._transport is None or self._closing:
+            return
+        self._closing = True
+        if self._backlog or self._writing_paused:
+            loop = asyncio.get_running_loop()
+            self._deadline = loop.call_later(CLOSE_TIMEOUT_S, self.abort)
+        else:
             self._transport.close()
 
     def abort(self) -> None:
         """End now."""
+        self._closing = True
+        self._backlog.clear()
+        self._backlog_size = 0
         if self._transport is not None:
             self._transport.abort()
 
@@ -159,6 +190,9 @@ class TransportStream(asyncio.Protocol):
         """Tell whoever waits."""
         self._ended = True
         self._error = exc
+        self._backlog.clear()
+        if self._deadline is not None:
+            self._deadline.cancel()
         self._wake_reader()
         for waiter in self._drainers:
             if not waiter.done():
@@ -173,9 +207,7 @@ class TransportStream(asyncio.Protocol):
     def resume_writing(self) -> None:
         """The transport's buffer is low."""
         self._writing_paused = False
-        for waiter in self._drainers:
-            if not waiter.done():
-                waiter.set_result(None)
+        self._feed()
 
     def _wake_reader(self) -> None:
         if self._reader is not None and not self._reader.done():
