@@ -130,10 +130,12 @@ class GroupPlacer:
         """Return the choice of this very node, or None when it cannot hold an allocation of the group."""
         self._catch_up()
         index = state.index
-        if any(
-            index in refused.reasons
-            for refused in (self._filtered, self._exhausted, self._excluded)
-        ):
+        problem = self._distinct.problem(state.node, state.groups) if self._distinct else ""
+        if problem:
+            self._excluded.add(state, problem)
+            self._retire(index)
+            return None
+        if index in self._filtered.reasons or index in self._exhausted.reasons:
             return None
         grant = self._grant(state)
         if grant is None:

@@ -172,7 +172,7 @@ class GroupReconciler:
         places = self._places(job, group, sets, kept, migrating)
 
         ready = self._deployment is None or self._deployment.status not in ("paused", "failed")
-        limit = self._limit(group, kept, destructive)
+        limit = self._limit(job, group, kept, destructive)
         self._create_deployment(job, group, allocs, updating=bool(in_place or destructive))
         if not ready:
             places = [place for place in places if self._may_replace(place)]
@@ -376,11 +376,11 @@ class GroupReconciler:
         return not (place.rescheduled and previous.deployment_id == deployment.id)
 
     def _limit(
-        self, group: TaskGroup, kept: list[Allocation], destructive: list[Allocation]
+        self, job: Job, group: TaskGroup, kept: list[Allocation], destructive: list[Allocation]
     ) -> int:
         """How many allocations may be replaced by this pass."""
         update = group.update
-        if update is None or update.max_parallel <= 0 or not destructive:
+        if job.type != "service" or update is None or update.max_parallel <= 0 or not destructive:
             return max(group.count, len(destructive))
         deployment = self._deployment
         if deployment is None:

@@ -14,7 +14,7 @@ from nomadpy.models.job import Job, TaskGroup
 from nomadpy.models.node import Node
 from nomadpy.models.plan import AllocStop
 from nomadpy.scheduler.ask import GroupAsk
-from nomadpy.scheduler.cluster import Cluster, UsageCache
+from nomadpy.scheduler.cluster import Cluster, NodeState, UsageCache
 from nomadpy.scheduler.conclude import Outcome, conclude, new_allocation
 from nomadpy.scheduler.decision import Decision, follow_up
 from nomadpy.scheduler.feasibility import in_datacenters, ready_nodes
@@ -189,7 +189,9 @@ class _NodePass:
             return False
         choice = placer.try_node(state)
         if choice is None:
-            self._refuse(placer, group, state.node.id, cluster)
+            # A node that other allocations forbid (distinct_*) is none of the job's, like one that cannot run it.
+            if placer.is_exhausted(state):
+                self._refuse(placer, group, state)
             return False
         alloc = new_allocation(
             self._evaluation,
@@ -204,10 +206,8 @@ class _NodePass:
         cluster.place(state, alloc, choice.grant.amount)
         return True
 
-    def _refuse(self, placer: GroupPlacer, group: str, node_id: str, cluster: Cluster) -> None:
+    def _refuse(self, placer: GroupPlacer, group: str, state: NodeState) -> None:
         """Note a node without room; its metrics add up over the nodes."""
-        state = cluster.get(node_id)
-        assert state is not None
         self._outcome.queued[group] = self._outcome.queued.get(group, 0) + 1
         metric = placer.node_failure(state)
         known = self._outcome.failed.get(group)
