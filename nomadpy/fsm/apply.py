@@ -90,8 +90,9 @@ class StateMachine:
 
     def _run(self, index: int, entry: Entry) -> Applied | NomadError:
         error: NomadError
+        tx = self.store.transaction(index, entry.now_ns)
         try:
-            with self.store.transaction(index, entry.now_ns) as tx:
+            with tx:
                 value = _HANDLERS[type(entry.command)](tx, entry.command)
         except NomadError as refused:
             error = refused
@@ -101,8 +102,7 @@ class StateMachine:
             error = NomadError(f"{name}: {type(bug).__name__}: {bug}")
         else:
             return Applied(index=index, value=value)
-        if self.store.index < index:
-            self.store.advance(index)
+        self.store.advance(index)
         return error
 
 

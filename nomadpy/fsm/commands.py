@@ -332,4 +332,8 @@ def decode_entry(data: bytes) -> Entry:
             raise msgspec.DecodeError(f"entry is not zlib: {error}") from error
         if not inflater.eof or inflater.unused_data:
             raise msgspec.DecodeError("entry is cut, too long, or has something behind its end")
-    return _decoder.decode(data)
+    try:
+        return _decoder.decode(data)
+    except (UnicodeDecodeError, RecursionError) as error:
+        # Text that is not UTF-8, or nesting without end, is no ValidationError to msgspec.
+        raise msgspec.DecodeError(f"entry is damaged: {error}") from error

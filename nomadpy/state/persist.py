@@ -157,7 +157,13 @@ def read(chunks: Iterable[bytes]) -> Restored:
     gc.disable()
     try:
         return _read(chunks)
-    except (msgspec.DecodeError, msgspec.ValidationError, IndexError, KeyError) as error:
+    except (
+        msgspec.DecodeError,
+        UnicodeDecodeError,
+        RecursionError,
+        IndexError,
+        KeyError,
+    ) as error:
         raise CorruptionError(f"snapshot cannot be decoded: {error}") from error
     finally:
         if collecting:

@@ -9,8 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import Any
 
+from nomadpy import logs
 from nomadpy.state.changes import Change
 from nomadpy.state.table import IndexOf
+
+log = logs.get(__name__)
 
 Key = tuple[Hashable, ...]
 """("table", name): any row of a table. ("table", name, row key): one row. ("by", name, index, index key): the rows of a
@@ -106,7 +109,10 @@ class Watches:
         for handle in due:
             handle.cancel()
         for handle in due:
-            handle.callback(index)
+            try:
+                handle.callback(index)
+            except Exception:
+                log.exception("watch callback failed", index=index)
 
     def _touch_indexes(self, change: Change, touched: dict[Key, None]) -> None:
         for name, index_of in self._indexes.get(change.table, {}).items():

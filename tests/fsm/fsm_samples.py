@@ -20,7 +20,9 @@ SECOND = 1_000_000_000
 START_NS = 1_795_393_293_000_000_000
 
 
-def job(job_id: str = "web", *, count: int = 2, groups: tuple[str, ...] = ("group",), **more: Any) -> Job:
+def job(
+    job_id: str = "web", *, count: int = 2, groups: tuple[str, ...] = ("group",), **more: Any
+) -> Job:
     fields: dict[str, Any] = {
         "region": "global",
         "namespace": "default",

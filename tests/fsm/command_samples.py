@@ -1,0 +1,129 @@
+"""One entry with each command, every field filled. `PYTHONPATH=tests python -m fsm.command_samples` writes those without a case.
+
+A case is written once and then must decode for ever, so it is never written again. When a command gets a new field, its
+sample keeps the old value: the field's default.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fsm.fsm_samples import alloc, deployment, evaluation, job, node, plan
+
+from nomadpy.fsm import commands as c
+from nomadpy.models.allocation import DesiredTransition
+from nomadpy.models.job import JobSubmission
+from nomadpy.models.node import DrainStrategy, NodeEvent, NodePool
+from nomadpy.models.operator import AutopilotConfiguration, SchedulerConfiguration
+from nomadpy.models.plan import AllocStop, DeploymentStatusUpdate
+from nomadpy.models.root_key import RootKey
+from nomadpy.models.scaling import ScalingEvent
+
+CASES = Path(__file__).parent / "cases"
+
+_EVENT = NodeEvent(message="m", subsystem="s", details={"a": "b"}, timestamp="2026-11-23T00:16:52Z")
+_EVALS = [evaluation("e1"), evaluation("e2", status="blocked")]
+
+COMMANDS: list[c.Command] = [
+    c.JobRegister(
+        job=job(),
+        submission=JobSubmission(
+            source="job {}", format="hcl2", variable_flags={"a": "b"}, variables="c=d"
+        ),
+        evaluation=evaluation("e1"),
+        enforce_index=7,
+    ),
+    c.JobDeregister(namespace="default", job_id="web", purge=True, evaluation=evaluation("e1")),
+    c.JobStability(namespace="default", job_id="web", version=3, stable=True),
+    c.JobTag(
+        namespace="default", job_id="web", version=3, name="golden", description="good", unset=True
+    ),
+    c.JobScale(
+        namespace="default",
+        job_id="web",
+        group="group",
+        job=job(count=5),
+        event=ScalingEvent(count=5, previous_count=2, message="more", meta={"by": "hand"}),
+        evaluation=evaluation("e1"),
+        enforce_index=7,
+    ),
+    c.NodeRegister(node=node()),
+    c.NodeStatus(node_id="n1", status="down", event=_EVENT, evaluations=_EVALS),
+    c.NodeDrain(
+        node_id="n1",
+        drain=DrainStrategy(deadline=60_000_000_000, ignore_system_jobs=True),
+        mark_eligible=True,
+        meta={"reason": "kernel"},
+        event=_EVENT,
+        evaluations=_EVALS,
+        last_drain_status="draining",
+        accessor_id="someone",
+    ),
+    c.NodeEligibility(node_id="n1", eligibility="eligible", event=_EVENT, evaluations=_EVALS),
+    c.NodeDeregister(node_ids=["n1", "n2"], evaluations=_EVALS),
+    c.EvalUpsert(evals=_EVALS),
+    c.EvalDelete(eval_ids=["e1"], alloc_ids=["a1"]),
+    c.AllocClientUpdate(allocs=[alloc("a1", client_status="running")], evaluations=_EVALS),
+    c.AllocTransition(transitions={"a1": DesiredTransition(migrate=True)}, evaluations=_EVALS),
+    c.PlanResults(
+        plans=[
+            plan(
+                alloc("a1", deployment_id="d1"),
+                stops=[
+                    AllocStop(alloc_id="a2", node_id="n1", description="why", client_status="lost")
+                ],
+                deployment=deployment(),
+                deployment_updates=[
+                    DeploymentStatusUpdate(deployment_id="d0", status="cancelled", description="x")
+                ],
+                evaluations=_EVALS,
+            )
+        ]
+    ),
+    c.DeploymentUpdate(
+        deployment_id="d1", status="failed", description="x", evaluation=evaluation("e1"), job=job()
+    ),
+    c.DeploymentAllocHealth(
+        deployment_id="d1",
+        healthy=["a1"],
+        unhealthy=["a2"],
+        status="failed",
+        description="x",
+        evaluation=evaluation("e1"),
+        job=job(),
+    ),
+    c.NodePoolUpsert(pools=[NodePool(name="gpu", description="gpu machines", meta={"team": "ml"})]),
+    c.NodePoolDelete(names=["gpu"], region="eu"),
+    c.SchedulerConfigSet(config=SchedulerConfiguration(scheduler_algorithm="spread"), cas=7),
+    c.AutopilotConfigSet(config=AutopilotConfiguration(min_quorum=3), cas=7),
+    c.RootKeyUpsert(
+        key=RootKey(key_id="k1", signing_key_pem=b"a", ca_certificate_pem=b"b", ca_key_pem=b"c")
+    ),
+    c.RootKeyDelete(key_id="k1"),
+    c.ClusterMetadataSet(cluster_id="cluster"),
+    c.DeploymentDelete(ids=["d1"]),
+    c.JobBatchPurge(jobs=[("default", "web")]),
+    c.ReconcileSummaries(),
+    c.Noop(),
+    c.DeploymentPromote(deployment_id="d1", groups=["group"], evaluation=evaluation("e1")),
+]
+
+
+def entry_of(command: c.Command) -> c.Entry:
+    """The entry that a command's case holds."""
+    return c.Entry(request_id="request", now_ns=1_795_393_293_000_000_000, command=command)
+
+
+def case_of(command: c.Command) -> Path:
+    """Where the case of a command is: its tag and name, the bytes as hexadecimal lines."""
+    kind = type(command)
+    return CASES / f"{kind.__struct_config__.tag:02d}-{kind.__name__}.hex"
+
+
+if __name__ == "__main__":
+    for sample in COMMANDS:
+        if not case_of(sample).exists():
+            text = c.encode_entry(entry_of(sample)).hex()
+            lines = [text[start : start + 100] for start in range(0, len(text), 100)]
+            case_of(sample).write_text("\n".join(lines) + "\n")
+            print(f"wrote {case_of(sample).name}")
