@@ -1,0 +1,72 @@
+# A node that runs tasks.
+#
+#   nomadpy agent -config /etc/nomadpy/client.hcl
+
+region     = "global"
+datacenter = "dc1"
+data_dir   = "/var/lib/nomadpy"
+bind_addr  = "0.0.0.0"
+
+client {
+  enabled    = true
+  node_class = "general"
+
+  server_join {
+    retry_join = ["10.0.0.11", "10.0.0.12", "10.0.0.13"]
+  }
+
+  # Jobs can ask for these with constraints on ${meta.rack}.
+  meta {
+    rack = "r1"
+    ssd  = "true"
+  }
+
+  # What the machine keeps for itself: MHz, MiB, MiB, ports.
+  reserved {
+    cpu            = 500
+    memory         = 512
+    disk           = 1024
+    reserved_ports = "22"
+  }
+
+  # A folder of this machine that jobs may mount by name.
+  host_volume "data" {
+    path      = "/srv/data"
+    read_only = false
+  }
+
+  # Without this block a stopping agent leaves its tasks running.
+  drain_on_shutdown {
+    deadline = "10m"
+  }
+}
+
+plugin "docker" {
+  config {
+    allow_privileged = false
+
+    volumes {
+      enabled = false
+    }
+
+    gc {
+      image_delay = "1h"
+    }
+  }
+}
+
+plugin "raw_exec" {
+  config {
+    enabled = false
+  }
+}
+
+# Made by: nomadpy tls cert create -client -region global
+tls {
+  http                = true
+  rpc                 = true
+  verify_https_client = true
+  ca_file             = "/etc/nomadpy/tls/nomad-agent-ca.pem"
+  cert_file           = "/etc/nomadpy/tls/global-client-nomad.pem"
+  key_file            = "/etc/nomadpy/tls/global-client-nomad-key.pem"
+}
