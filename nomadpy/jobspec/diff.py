@@ -2,7 +2,7 @@
 
 Scalars and string maps of a struct become fields (`Meta[team]`), structs and lists become objects. Inside an object that
 differs, equal fields are shown too (type None) when the difference is contextual.
-Not here: what a plan would do about it (annotate.py).
+What a plan would do about it is written into it by `annotate` (annotate.py).
 """
 
 from __future__ import annotations
@@ -14,11 +14,14 @@ from typing import Any
 import msgspec
 
 from nomadpy.errors import InvalidRequestError
+from nomadpy.jobspec.annotate import annotate
 from nomadpy.models.diff import FieldDiff, JobDiff, ObjectDiff, TaskDiff, TaskGroupDiff
 from nomadpy.models.job import Job, Multiregion, ParameterizedJobConfig, TaskGroup
 from nomadpy.models.resources import NetworkResource, Resources
 from nomadpy.models.service import Service, ServiceCheck
 from nomadpy.models.task import Task
+
+__all__ = ["annotate", "diff_jobs"]
 
 NONE, ADDED, DELETED, EDITED = "None", "Added", "Deleted", "Edited"
 
