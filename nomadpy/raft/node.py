@@ -32,10 +32,10 @@ from nomadpy.errors import (
 )
 from nomadpy.raft import configuration as conf
 from nomadpy.raft.config import PeerSpec, RaftConfig, StateMachine
+from nomadpy.raft.core import RaftCore
 from nomadpy.raft.files import Files
 from nomadpy.raft.journal import Journal
 from nomadpy.raft.messages import Message
-from nomadpy.raft.pysyncobj_seam import RaftCore
 from nomadpy.raft.replication import Waiter
 from nomadpy.raft.snapshots import SnapshotHeader, SnapshotStore
 from nomadpy.raft.transport import Link, RaftTransport

@@ -1,18 +1,8 @@
-"""PySyncObj's consensus core, made safe from outside; the only module that knows its private names.
+"""PySyncObj's consensus core behind plain methods; the only module that knows its private names.
 
-What stays PySyncObj's: election and vote rules, state changes, the commit rule, check-quorum, leadership transfer. What is
-replaced: log matching on the follower, replication, proposals, the apply loop, compaction, membership, and everything
-that touches disk, wire or clock. The rules, numbered as in docs/decisions on consensus:
-
- M1 a message of a wrong kind is dropped; answers count from members only. Requests are served whoever asks,
-    for a server with an outdated configuration could otherwise never catch up.
- M2 the log is cut at a conflict only (Raft 5.3); a late or repeated message removes nothing.
- M3 an append of a lower term is answered with the term, so that a server with a higher one is not stuck.
- M4 answers carry their term (an old leadership's answers are dropped) and echo the leader's round (ReadIndex).
- M5 pre-vote; no vote while a leader is heard, except in a transfer; one vote counted per server.
- M6 cutting the log at or below the commit index stops the server.
- M7 a snapshot is installed only forward, and never over a log that holds its last entry.
- M8 one membership change at a time.
+What stays PySyncObj's: when to campaign, what a vote needs, states and terms, the commit rule, check-quorum. Its journal,
+serializer, transport, pickle, poller and clock are replaced here by objects that do nothing or refuse; its apply loop,
+replication, compaction and membership by hooks that `core.py` fills.
 """
 
 from __future__ import annotations
@@ -20,9 +10,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import sys
-from collections import deque
-from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import google_crc32c
 import pysyncobj
@@ -30,28 +18,17 @@ import pysyncobj.journal
 import pysyncobj.node
 import pysyncobj.transport
 
-from nomadpy import logs
 from nomadpy.clock import Clock
 from nomadpy.entropy import Entropy
-from nomadpy.errors import IndefiniteError
-from nomadpy.raft import configuration as conf
-from nomadpy.raft import messages as wire
-from nomadpy.raft.config import PeerSpec, RaftConfig, StateMachine
-from nomadpy.raft.journal import Journal, LogEntry, SafetyError
-from nomadpy.raft.replication import Progress, ReadQueue, Transfer, Waiter
-from nomadpy.raft.snapshots import Receiver, SnapshotHeader, SnapshotStore
+from nomadpy.raft.config import PeerSpec, RaftConfig
+from nomadpy.raft.journal import Journal, SafetyError
 
 PYSYNCOBJ_VERSION = "0.3.17"
 PYSYNCOBJ_SHA256 = "e8bdf06797085d734df86e24ab4802fe87893dff77268565ec036f7ad4a1cfe4"
 
 FOLLOWER, CANDIDATE, LEADER = 0, 1, 2
-_REGULAR, _NO_OP, _MEMBERSHIP = 0, 1, 2
-_CHUNKS_UNDER_WAY = 8
-_MAX_APPLIED_A_ROUND = 2000
-_COMMIT_SPREAD_S = 0.002
-"""After a commit the followers are told by the next append; without one, this much later."""
-
-log = logs.get(__name__)
+REGULAR, NO_OP, MEMBERSHIP = 0, 1, 2
+"""The first byte of a command says what it is."""
 
 _core: Any = sys.modules["pysyncobj.syncobj"]
 
@@ -127,15 +104,6 @@ class NodeRef(pysyncobj.node.Node):  # type: ignore[misc]
         return self._hash
 
 
-class Outbox(Protocol):
-    """What the core needs of the transport."""
-
-    def send(self, server_id: str, message: wire.Message) -> None: ...
-    def add_peer(self, peer: PeerSpec) -> None: ...
-    def drop_peer(self, server_id: str) -> None: ...
-    def is_connected(self, server_id: str) -> bool: ...
-
-
 class _JournalSeam(pysyncobj.journal.Journal):  # type: ignore[misc]
     """Our journal in PySyncObj's clothes."""
 
@@ -171,98 +139,51 @@ class _JournalSeam(pysyncobj.journal.Journal):  # type: ignore[misc]
 
 
 class _TransportSeam(pysyncobj.transport.Transport):  # type: ignore[misc]
-    """Our transport in PySyncObj's clothes: its few own messages become ours."""
+    """Passes PySyncObj's own two messages on."""
 
     ready = True
 
-    def __init__(self, outbox: Outbox) -> None:
+    def __init__(self, consensus: Consensus) -> None:
         super().__init__(None, None, [])
-        self._outbox = outbox
-        self.campaign_by_transfer = False
+        self._consensus = consensus
 
     def addNode(self, node: NodeRef) -> None:  # noqa: N802
-        self._outbox.add_peer(node.peer)
+        """The core tells the transport itself."""
 
     def dropNode(self, node: NodeRef) -> None:  # noqa: N802
-        self._outbox.drop_peer(node.peer.id)
+        """The core tells the transport itself."""
 
     def send(self, node: NodeRef, message: dict[str, Any]) -> bool:
         kind = message["type"]
         if kind == "request_vote":
-            self._outbox.send(
+            self._consensus.ask_for_vote(
                 node.peer.id,
-                wire.VoteRequest(
-                    term=message["term"],
-                    last_index=message["last_log_index"],
-                    last_term=message["last_log_term"],
-                    transfer=self.campaign_by_transfer,
-                ),
+                message["term"],
+                message["last_log_index"],
+                message["last_log_term"],
             )
         elif kind == "response_vote":
-            self._outbox.send(node.peer.id, wire.VoteReply(message["term"]))
-        elif kind == "timeout_now":
-            self._outbox.send(node.peer.id, wire.TimeoutNow(message["term"]))
+            self._consensus.grant_vote(node.peer.id, message["term"])
         else:
             raise SafetyError(f"PySyncObj wanted to send {kind}")
         return True
 
     def destroy(self) -> None:
-        pass
+        """The node ends its transport."""
 
 
-Completion = Callable[[int, object, str], None]
-"""Called with (index, result, outcome); outcome: done | not-leader | denied | replaced | unknown."""
-
-
-class RaftCore(pysyncobj.SyncObj):  # type: ignore[misc]
-    """The consensus of one server. Synchronous: `receive` and `tick` change memory and queue messages, nothing else."""
+class Consensus(pysyncobj.SyncObj):  # type: ignore[misc]
+    """PySyncObj with its privates behind plain names. Everything is synchronous and on one thread."""
 
     def __init__(
-        self,
-        *,
-        config: RaftConfig,
-        journal: Journal,
-        snapshots: SnapshotStore,
-        outbox: Outbox,
-        state_machine: StateMachine,
-        clock: Clock,
-        entropy: Entropy,
+        self, config: RaftConfig, journal: Journal, clock: Clock, entropy: Entropy
     ) -> None:
-        """Raises CorruptionError when snapshot and log do not fit together."""
-        _Time.clock = clock
         self.settings = config
         self.journal = journal
-        self.snapshots = snapshots
-        self.outbox = outbox
-        self.state_machine = state_machine
         self.clock = clock
         self.entropy = entropy
         self.me = NodeRef(config.peer)
-        self.history = conf.ConfigurationHistory()
-        self.reads = ReadQueue()
-        self.progress: dict[str, Progress] = {}
-        self.receiver: Receiver | None = None
-        self.durable_index = journal.last_index
-        self.leader_contact: float | None = None
-        self.more_to_do = False
-        self.holding_proposals = False
-        self.role_changes: list[tuple[bool, int]] = []
-        self.on_applied: Callable[[int], None] = lambda _index: None
-        self._proposals: deque[tuple[bytes, Completion | None]] = deque()
-        self._waiting: dict[int, list[tuple[int, Completion]]] = {}
-        self._announced_term = 0
-        self._echo_round = 0
-        self._commit_before = 1
-        self._spread_at: float | None = None
-        self._heartbeat_due = False
-        self._voters: set[tuple[int, str]] = set()
-        self._pre_vote_attempt = 0
-        self._pre_votes: set[str] | None = None
-        self._pre_vote_won = False
-        self._noop_index = 0
-        if len(journal.entries) == 0 and snapshots.latest is not None:
-            journal.reset(snapshots.latest.index, snapshots.latest.term)
-        self._links = _TransportSeam(outbox)
+        self.enter()
         settings = pysyncobj.SyncObjConf(
             autoTick=False,
             journalFile=_JournalSeam(journal),
@@ -275,23 +196,81 @@ class RaftCore(pysyncobj.SyncObj):  # type: ignore[misc]
             connectionTimeout=config.election_max_s * 2,
             appendEntriesPeriod=config.heartbeat_s,
             leaderFallbackTimeout=config.election_max_s,
-            onStateChanged=self._on_state_changed,
+            onStateChanged=self.on_state_changed,
         )
-        super().__init__(self.me, [], settings, nodeClass=NodeRef, transport=self._links)
-        self._restore_at_start()
-        self._refresh_members()
-        if self._alone():
-            self._SyncObj__raftElectionDeadline = -1.0
+        super().__init__(self.me, [], settings, nodeClass=NodeRef, transport=_TransportSeam(self))
 
-    # ---- what the node asks
+    # ---- what core.py fills in
+
+    def ask_for_vote(self, server_id: str, term: int, last_index: int, last_term: int) -> None:
+        """Send a vote request."""
+        raise NotImplementedError
+
+    def grant_vote(self, server_id: str, term: int) -> None:
+        """Send a vote."""
+        raise NotImplementedError
+
+    def on_state_changed(self, before: int, after: int) -> None:
+        """FOLLOWER, CANDIDATE or LEADER changed into another."""
+        raise NotImplementedError
+
+    def may_campaign(self) -> bool:
+        """The election deadline has passed: start an election in this tick?"""
+        raise NotImplementedError
+
+    def apply_committed(self) -> None:
+        """Apply what is committed; called in every tick after the leader counted its followers."""
+        raise NotImplementedError
+
+    def heartbeat_is_due(self) -> None:
+        """Called before `finish_tick` of the same tick."""
+        raise NotImplementedError
+
+    def finish_tick(self) -> None:
+        """Last act of every tick: proposals and appends."""
+        raise NotImplementedError
+
+    # ---- driving
+
+    def enter(self) -> None:
+        """Before any call that runs PySyncObj's code: make its clock this server's."""
+        _Time.clock = self.clock
+
+    def tick(self) -> None:
+        """Elections, commit, apply, proposals and appends that are due."""
+        self.enter()
+        self.doTick(0.0)
+
+    def hear_append(self, leader: PeerSpec, term: int) -> None:
+        """PySyncObj's part of any message of a leader: its term, its authority, the election deadline."""
+        message = {"type": "append_entries", "term": term, "commit_index": self.commit_index()}
+        self._SyncObj__onMessageReceived(NodeRef(leader), message)
+
+    def hear_vote_request(
+        self, candidate: PeerSpec, term: int, last_index: int, last_term: int
+    ) -> None:
+        """Vote or not, by PySyncObj's rules."""
+        message = {
+            "type": "request_vote",
+            "term": term,
+            "last_log_index": last_index,
+            "last_log_term": last_term,
+        }
+        self._SyncObj__onMessageReceived(NodeRef(candidate), message)
+
+    def hear_vote(self, voter: PeerSpec, term: int) -> None:
+        """Count a vote; with a majority this server leads when the call returns."""
+        self._SyncObj__onMessageReceived(NodeRef(voter), {"type": "response_vote", "term": term})
+
+    def hear_timeout_now(self, leader: PeerSpec, term: int) -> None:
+        """Campaign in the next tick if `leader` is the leader."""
+        self._SyncObj__onMessageReceived(NodeRef(leader), {"type": "timeout_now", "term": term})
+
+    # ---- what it knows
 
     def is_leader(self) -> bool:
         """Leader of its term, by its own knowledge."""
         return bool(self._SyncObj__raftState == LEADER)
-
-    def is_ready_leader(self) -> bool:
-        """Leader whose no-op is applied: its state holds all that was ever committed."""
-        return self.is_leader() and self.applied_index() >= self._noop_index > 0
 
     def term(self) -> int:
         """The current term."""
@@ -305,700 +284,95 @@ class RaftCore(pysyncobj.SyncObj):  # type: ignore[misc]
         """The last entry known to be committed."""
         return int(self._SyncObj__raftCommitIndex)
 
-    def leader_peer(self) -> PeerSpec | None:
-        """The leader, as far as known."""
+    def known_leader(self) -> PeerSpec | None:
+        """Who leads, as far as known."""
         node = self._SyncObj__raftLeader
-        if node is None:
-            return None
-        peer: PeerSpec = node.peer
-        return self.history.current.peer(peer.id) or peer
+        return None if node is None else node.peer
 
-    def members(self) -> list[PeerSpec]:
-        """The other voting servers, in the order of their ids."""
-        return [p for p in self.history.current.peers if p.id != self.me.peer.id]
+    def transfer_requested(self) -> bool:
+        """The leader asked this server to take over."""
+        return bool(self._SyncObj__transferInProgress)
 
-    def is_voter(self) -> bool:
-        """Whether this server itself is in the configuration."""
-        return self.history.current.peer(self.me.peer.id) is not None
+    def next_heartbeat_at(self) -> float:
+        """On the clock's monotonic scale."""
+        return float(self._SyncObj__newAppendEntriesTime)
 
-    def next_deadline(self) -> float:
-        """When `tick` has something to do, on the clock's monotonic scale."""
-        if self.is_leader():
-            if not self.members():
-                return self.clock.monotonic() + 1.0
-            due = float(self._SyncObj__newAppendEntriesTime)
-            return due if self._spread_at is None else min(due, self._spread_at)
+    def election_deadline(self) -> float:
+        """On the clock's monotonic scale."""
         return float(self._SyncObj__raftElectionDeadline)
 
-    # ---- what the node does
+    # ---- what it is told
 
-    def tick(self) -> None:
-        """Elections, commit, apply, proposals and appends that are due."""
-        _Time.clock = self.clock
-        self.doTick(0.0)
+    def set_applied(self, index: int) -> None:
+        """Entries up to `index` are in the state machine."""
+        self._SyncObj__raftLastApplied = index
 
-    def note_durable(self) -> None:
-        """All of the log is on disk now."""
-        self.durable_index = self.journal.last_index
+    def set_commit(self, index: int) -> None:
+        """Entries up to `index` are committed."""
+        self._SyncObj__raftCommitIndex = index
 
-    def propose(self, command: bytes, completion: Completion) -> None:
-        """Queue a command for the next tick."""
-        self._proposals.append((bytes([_REGULAR]) + command, completion))
+    def adopt_term(self, term: int) -> None:
+        """Follow in a higher term; nothing when it is not higher."""
+        if term > self.term():
+            self._SyncObj__setCurrentTerm(term, None)
+            self._SyncObj__setState(FOLLOWER)
+            self.forget_leader()
 
-    def pending(self) -> int:
-        """Proposals that did not enter the log yet."""
-        return len(self._proposals)
+    def forget_leader(self) -> None:
+        """Nobody is known to lead."""
+        self._SyncObj__raftLeader = None
 
-    def propose_change(self, change: conf.Change, completion: Completion) -> None:
-        """Queue a membership change for the next tick."""
-        self._proposals.append((bytes([_MEMBERSHIP]) + conf.encode_change(change), completion))
+    def campaign_at_next_tick(self) -> None:
+        """Let the election deadline be past."""
+        self._SyncObj__raftElectionDeadline = float("-inf")
 
-    def bootstrap(self, begin: conf.Begin) -> None:
-        """Write the first configuration as the log's second entry, the same on every server that is told the same."""
-        assert self.journal.last_index == 1
-        assert not self.history.current.peers
-        _Time.clock = self.clock
-        self._append(bytes([_MEMBERSHIP]) + conf.encode_change(begin), 0)
-        self._refresh_members()
-        if self._alone():
-            self._SyncObj__raftElectionDeadline = -1.0
+    def postpone_election(self) -> None:
+        """Draw a new election deadline."""
+        self._SyncObj__raftElectionDeadline = (
+            self.clock.monotonic() + self._SyncObj__generateRaftTimeout()
+        )
 
-    def hand_over(self, server_id: str) -> bool:
-        """Tell a follower that holds the whole log to take over; False when it does not, or is not connected."""
-        _Time.clock = self.clock
-        progress = self.progress.get(server_id)
-        if not self.is_leader() or progress is None or not self.outbox.is_connected(server_id):
-            return False
-        if progress.match != self.journal.last_index:
-            return False
-        self.outbox.send(server_id, wire.TimeoutNow(self.term()))
-        return True
+    def postpone_heartbeat(self, until: float) -> None:
+        """The followers have heard of this leader just now."""
+        self._SyncObj__newAppendEntriesTime = until
 
-    def link_changed(self, peer: PeerSpec, connected: bool) -> None:
-        """A stream to a peer came or went."""
-        progress = self.progress.get(peer.id)
-        if connected and progress is not None:
-            progress.reconnected()
-            self._heartbeat_due = True
-
-    # ---- snapshots
-
-    def snapshot_due(self) -> SnapshotHeader | None:
-        """What a snapshot taken now would cover; None while it is too early."""
-        latest = self.snapshots.latest
-        applied = self.applied_index()
-        if applied - (latest.index if latest else 0) < self.settings.snapshot_entries:
-            return None
-        term = self.journal.term_at(applied)
-        assert term is not None
-        return SnapshotHeader(applied, term, self.history.at(applied))
-
-    def snapshot_written(self, header: SnapshotHeader) -> None:
-        """A local snapshot is on disk: what it covers may leave the log, except the trailing entries."""
-        self.snapshots.adopt(header)
-        self.history.rebase(header.index, header.configuration)
-        self._compact()
-
-    def install(self, header: SnapshotHeader, leader: PeerSpec | None) -> bool:
-        """Take a verified, staged snapshot over (M7); False when the log meanwhile holds what it covers."""
-        _Time.clock = self.clock
-        if self._holds(header.index, header.term):
-            return False
-        self.state_machine.restore(self.snapshots.chunks(header, staged=True))
-        self.journal.reset(header.index, header.term)
-        self.history.reset(header.index, header.configuration)
-        self._SyncObj__raftLastApplied = header.index
-        self._SyncObj__raftCommitIndex = header.index
-        self._commit_before = header.index
-        self._abandon(header.index)
-        self._refresh_members()
-        if leader is not None:
-            self._agree(leader, header.index)
-        self.on_applied(header.index)
-        log.info("snapshot installed", index=header.index, term=header.term)
-        return True
-
-    def _restore_at_start(self) -> None:
-        header = self.snapshots.latest
-        if header is not None:
-            self.state_machine.restore(self.snapshots.chunks(header))
-            self.history.reset(header.index, header.configuration)
-            if self.journal.term_at(header.index) != header.term:
-                # The log ends before the snapshot, or went another way: a snapshot holds committed entries only,
-                # so what differs was never committed. (A received snapshot gets its name before the log follows.)
-                self.journal.reset(header.index, header.term)
-            self._SyncObj__raftLastApplied = header.index
-            self._SyncObj__raftCommitIndex = header.index
-            self._compact()
-        self._commit_before = self.commit_index()
-        for command, index, _ in self.journal.entries:
-            self._note_change(command, index)
-
-    def _compact(self) -> None:
-        latest = self.snapshots.latest
-        if latest is not None:
-            oldest = self.snapshots.headers[0].index
-            first = latest.index - self.settings.trailing_entries
-            self.journal.compact(first, min(first, oldest))
-
-    # ---- configuration
-
-    def _refresh_members(self) -> None:
-        """Bring PySyncObj's set of nodes to the configuration in force."""
-        others = [NodeRef(peer) for peer in self.members()]
-        known = dict(self.progress)
-        self._SyncObj__updateClusterConfiguration(others)
-        for node in others:
-            self.outbox.add_peer(node.peer)
-            if node.peer.id not in known:
-                self.progress[node.peer.id] = Progress(self.journal.last_index + 1)
+    def set_members(self, others: list[PeerSpec]) -> None:
+        """The other servers whose votes and acknowledgements count."""
+        nodes = [NodeRef(peer) for peer in others]
+        self._SyncObj__updateClusterConfiguration(nodes)
+        for node in nodes:
+            if node not in self._SyncObj__lastResponseTime:
                 self._SyncObj__raftMatchIndex[node] = 0
                 self._SyncObj__lastResponseTime[node] = self.clock.monotonic()
-        members = {node.peer.id for node in others}
-        for server_id in known:
-            if server_id not in members:
-                del self.progress[server_id]
 
-    def _note_change(self, command: bytes, index: int) -> bool:
-        if command[0] != _MEMBERSHIP:
-            return False
-        self.history.append(index, conf.decode_change(command[1:]))
-        return True
+    def note_answer(self, peer: PeerSpec) -> None:
+        """A follower answered (check-quorum counts those who did lately)."""
+        self._SyncObj__lastResponseTime[NodeRef(peer)] = self.clock.monotonic()
 
-    def _append(self, command: bytes, term: int) -> int:
-        index = self.journal.last_index + 1
-        self.journal.append(command, index, term)
-        self._note_change(command, index)
-        return index
+    def note_match(self, peer: PeerSpec, index: int) -> None:
+        """A follower holds the log up to `index` (the commit rule counts these)."""
+        self._SyncObj__raftMatchIndex[NodeRef(peer)] = index
 
-    def _alone(self) -> bool:
-        return self.is_voter() and not self.members()
-
-    def _quorum(self) -> int:
-        return (len(self.members()) + 1) // 2 + 1
-
-    # ---- PySyncObj's hooks
-
-    def _on_state_changed(self, before: int, after: int) -> None:
-        if after == LEADER:
-            self._noop_index = self.journal.last_index + 1
-            self.progress = {
-                peer.id: Progress(self.journal.last_index + 1) for peer in self.members()
-            }
-        if before == LEADER:
-            self._noop_index = 0
-            self.holding_proposals = False
-            self.reads.fail()
-            if self._announced_term:
-                self.role_changes.append((False, self._announced_term))
-                self._announced_term = 0
+    # ---- PySyncObj's methods, replaced (a method looked up as self.__x finds these names first)
 
     def _SyncObj__generateRaftTimeout(self) -> float:  # noqa: N802
         return self.entropy.uniform(self.settings.election_min_s, self.settings.election_max_s)
+
+    def _SyncObj__connectedToAnyone(self) -> bool:  # noqa: N802
+        return self.may_campaign()
+
+    def _SyncObj__applyLogEntries(self) -> bool:  # noqa: N802
+        self.apply_committed()
+        return False
+
+    def _SyncObj__sendAppendEntries(self) -> None:  # noqa: N802
+        self.heartbeat_is_due()
+
+    def _checkCommandsToApply(self) -> None:  # noqa: N802
+        self.finish_tick()
 
     def _SyncObj__parseChangeClusterRequest(self, command: bytes) -> None:  # noqa: N802
         """Membership is ours: PySyncObj sees no change in any command."""
 
     def _SyncObj__tryLogCompaction(self) -> None:  # noqa: N802
         """Snapshots are ours."""
-
-    def _SyncObj__connectedToAnyone(self) -> bool:  # noqa: N802
-        """Asked when the election deadline has passed: may this server campaign now? (M5)"""
-        self._voters = set()
-        self._links.campaign_by_transfer = False
-        if self.is_voter():
-            if not self.members():
-                return True
-            if self._SyncObj__transferInProgress:
-                self._links.campaign_by_transfer = True
-                return True
-            if self._pre_vote_won:
-                self._pre_vote_won, self._pre_votes = False, None
-                return True
-            self._ask_for_pre_votes()
-        self._SyncObj__raftLeader = None
-        self._SyncObj__raftElectionDeadline = (
-            self.clock.monotonic() + self._SyncObj__generateRaftTimeout()
-        )
-        return False
-
-    def _ask_for_pre_votes(self) -> None:
-        self._pre_vote_attempt += 1
-        self._pre_votes = set()
-        request = wire.PreVoteRequest(
-            term=self.term() + 1,
-            last_index=self.journal.last_index,
-            last_term=self.journal.last_term,
-            attempt=self._pre_vote_attempt,
-        )
-        for peer in self.members():
-            self.outbox.send(peer.id, request)
-
-    def _SyncObj__applyLogEntries(self) -> bool:  # noqa: N802
-        if self.is_leader() and self.commit_index() > self.durable_index:
-            # The leader counts itself, and its newest entry (the no-op of an election in this very round) is not
-            # on disk before the round ends.
-            self._SyncObj__raftCommitIndex = self._commit_before
-        commit, applied = self.commit_index(), self.applied_index()
-        if commit > self._commit_before and self._spread_at is None:
-            self._spread_at = self.clock.monotonic() + _COMMIT_SPREAD_S
-        self._commit_before = commit
-        if commit > applied:
-            last = min(commit, applied + _MAX_APPLIED_A_ROUND)
-            for entry in self.journal.slice(applied + 1, last):
-                self._apply(entry)
-            self.on_applied(last)
-        self.more_to_do = commit > self.applied_index()
-        if self.is_ready_leader() and self._announced_term != self.term():
-            self._announced_term = self.term()
-            self.role_changes.append((True, self._announced_term))
-        self._finish_reads()
-        return False
-
-    def _apply(self, entry: LogEntry) -> None:
-        command, index, term = entry
-        if index != self.applied_index() + 1:
-            raise SafetyError(f"entry {index} would be applied after {self.applied_index()}")
-        result: object = None
-        if command[0] == _REGULAR:
-            result = self.apply_command(index, term, command[1:])
-        self._SyncObj__raftLastApplied = index
-        for proposed_term, completion in self._waiting.pop(index, ()):
-            completion(index, result, "done" if proposed_term == term else "replaced")
-
-    def apply_command(self, index: int, term: int, data: bytes) -> object:
-        """Apply one command; never raises. `term` is the entry's, for those who check logs against each other."""
-        try:
-            return self.state_machine.apply(index, data)
-        except Exception as cause:
-            # One bad command must not stop every server for ever.
-            log.exception("the state machine raised", index=index, term=term)
-            return IndefiniteError(f"applying entry {index} failed: {cause!r}")
-
-    # ---- proposals and replication
-
-    def _checkCommandsToApply(self) -> None:  # noqa: N802
-        """Last act of the tick: take the waiting proposals into the log and send what the followers lack."""
-        if not self.is_leader():
-            while self._proposals:
-                completion = self._proposals.popleft()[1]
-                if completion is not None:
-                    completion(0, None, "not-leader")
-            self._heartbeat_due = False
-            return
-        if not self.holding_proposals:
-            self._take_proposals()
-        if self.reads.start_round(self.commit_index()):
-            self._heartbeat_due = True
-        now = self.clock.monotonic()
-        if self._spread_at is not None and now >= self._spread_at:
-            self._heartbeat_due = True
-        self._replicate(now)
-        self._finish_reads()
-
-    def _take_proposals(self) -> None:
-        count = size = 0
-        term = self.term()
-        while (
-            self._proposals
-            and count < self.settings.max_batch
-            and size < self.settings.max_batch_bytes
-        ):
-            command, completion = self._proposals.popleft()
-            if command[0] == _MEMBERSHIP and not self._may_change_members():
-                if completion is not None:
-                    completion(0, None, "denied")
-                continue
-            index = self._append(command, term)
-            if command[0] == _MEMBERSHIP:
-                self._refresh_members()
-            if completion is not None:
-                self._waiting.setdefault(index, []).append((term, completion))
-            count += 1
-            size += len(command)
-        if self._proposals:
-            self.more_to_do = True
-
-    def _may_change_members(self) -> bool:
-        """M8; and a leader of a new term changes nothing before an entry of its own is committed."""
-        return self.is_ready_leader() and self.history.last_change_index <= self.commit_index()
-
-    def _SyncObj__sendAppendEntries(self) -> None:  # noqa: N802
-        """PySyncObj finds a heartbeat due; it goes out at the end of the tick."""
-        self._heartbeat_due = True
-
-    def _replicate(self, now: float) -> None:
-        heartbeat, self._heartbeat_due = self._heartbeat_due, False
-        if heartbeat:
-            self._SyncObj__newAppendEntriesTime = now + self.settings.heartbeat_s
-        shared: dict[tuple[int, int], wire.AppendEntries] = {}
-        sent_to_all = True
-        for server_id, progress in self.progress.items():
-            if not self.outbox.is_connected(server_id):
-                progress.transfer = None
-                continue
-            sent = False
-            if progress.next <= self.journal.first_index:
-                sent = self._send_snapshot(server_id, progress)
-            else:
-                progress.transfer = None
-                while progress.next <= self.journal.last_index and progress.may_send(
-                    self.settings.window_bytes
-                ):
-                    self._send_entries(server_id, progress, shared)
-                    sent = True
-            if heartbeat and not sent and progress.transfer is not None:
-                self.outbox.send(
-                    server_id, self._snapshot_chunk(progress.transfer, b"", last=False)
-                )
-            elif heartbeat and not sent:
-                prev = max(
-                    min(progress.next - 1, self.journal.last_index), self.journal.first_index
-                )
-                progress.waiting = False
-                self.outbox.send(server_id, self._append_message(prev, 0, shared))
-            sent_to_all = sent_to_all and sent
-        if heartbeat or sent_to_all:
-            self._spread_at = None
-
-    def _send_entries(
-        self,
-        server_id: str,
-        progress: Progress,
-        shared: dict[tuple[int, int], wire.AppendEntries],
-    ) -> None:
-        size = count = 0
-        for command, _, _ in self.journal.slice(
-            progress.next, progress.next + self.settings.max_batch
-        ):
-            size += len(command)
-            count += 1
-            if size >= self.settings.append_bytes:
-                break
-        message = self._append_message(progress.next - 1, count, shared)
-        self.outbox.send(server_id, message)
-        progress.sent(progress.next + count - 1, size)
-
-    def _append_message(
-        self, prev_index: int, count: int, shared: dict[tuple[int, int], wire.AppendEntries]
-    ) -> wire.AppendEntries:
-        message = shared.get((prev_index, count))
-        if message is None:
-            prev_term = self.journal.term_at(prev_index)
-            assert prev_term is not None
-            entries = self.journal.slice(prev_index + 1, prev_index + count)
-            message = shared[prev_index, count] = wire.AppendEntries(
-                term=self.term(),
-                commit=self.commit_index(),
-                round=self.reads.round,
-                prev_index=prev_index,
-                prev_term=prev_term,
-                entries=[(term, command) for command, _, term in entries],
-            )
-        return message
-
-    def _send_snapshot(self, server_id: str, progress: Progress) -> bool:
-        latest = self.snapshots.latest
-        assert latest is not None
-        transfer = progress.transfer
-        if transfer is None or transfer.index < self.snapshots.headers[0].index:
-            transfer = progress.transfer = Transfer(latest.index, latest.term)
-        header = SnapshotHeader(transfer.index, transfer.term, conf.Configuration())
-        size = self.settings.snapshot_chunk_bytes
-        sent = False
-        while transfer.sent - transfer.acked < size * _CHUNKS_UNDER_WAY:
-            data = self.snapshots.read(header, transfer.sent, size + 1)
-            if not data:
-                break
-            last = len(data) <= size
-            self.outbox.send(server_id, self._snapshot_chunk(transfer, data[:size], last=last))
-            transfer.sent += min(len(data), size)
-            sent = True
-            if last:
-                break
-        return sent
-
-    def _snapshot_chunk(self, transfer: Transfer, data: bytes, *, last: bool) -> wire.SnapshotChunk:
-        return wire.SnapshotChunk(
-            term=self.term(),
-            commit=self.commit_index(),
-            round=self.reads.round,
-            index=transfer.index,
-            snapshot_term=transfer.term,
-            attempt=transfer.attempt,
-            offset=transfer.sent,
-            data=data,
-            last=last,
-        )
-
-    # ---- reads
-
-    def read_index(self, waiter: Waiter) -> None:
-        """Ask for an index that no acknowledged write is above; answered by a later tick."""
-        if self.is_ready_leader():
-            self.reads.add(waiter)
-        else:
-            waiter.refuse()
-
-    def _finish_reads(self) -> None:
-        if not self.is_leader():
-            return
-        rounds = sorted((p.round for p in self.progress.values()), reverse=True)
-        needed = self._quorum() - 1
-        confirmed = rounds[needed - 1] if needed else self.reads.round
-        self.reads.finish(confirmed, self.applied_index())
-
-    # ---- messages
-
-    def receive(self, peer: PeerSpec, message: wire.Message) -> None:
-        """Take one message of a server whose certificate was checked."""
-        _Time.clock = self.clock
-        handler = _HANDLERS.get(type(message))
-        if handler is None:
-            return
-        if isinstance(message, wire.ANSWERS) and self.history.current.peer(peer.id) is None:
-            return
-        handler(self, peer, message)
-
-    def _to_core(self, peer: PeerSpec, message: dict[str, Any]) -> None:
-        self._SyncObj__onMessageReceived(NodeRef(peer), message)
-
-    def _leader_is_fresh(self) -> bool:
-        """A leader speaks: votes are refused. Check-quorum bounds how long a leader believes in itself."""
-        if self.is_leader():
-            return True
-        contact = self.leader_contact
-        return (
-            contact is not None and self.clock.monotonic() - contact < self.settings.election_min_s
-        )
-
-    def _adopt_term(self, term: int) -> None:
-        if term > self.term():
-            self._SyncObj__setCurrentTerm(term, None)
-            self._SyncObj__setState(FOLLOWER)
-            self._SyncObj__raftLeader = None
-
-    def _hear_leader(self, peer: PeerSpec, term: int, leader_round: int) -> bool:
-        """Bow to the sender of an append or a snapshot; False when its term is over (M3)."""
-        if term < self.term():
-            self.outbox.send(peer.id, wire.TermHint(self.term()))
-            return False
-        if term == self.term() and self.is_leader():
-            raise SafetyError(f"two leaders in term {term}: {peer.id} and this server")
-        self.leader_contact = self.clock.monotonic()
-        self._pre_votes, self._pre_vote_won = None, False
-        self._echo_round = leader_round
-        self._to_core(
-            peer, {"type": "append_entries", "term": term, "commit_index": self.commit_index()}
-        )
-        return True
-
-    def _on_append(self, peer: PeerSpec, message: wire.AppendEntries) -> None:
-        if not self._hear_leader(peer, message.term, message.round):
-            return
-        journal = self.journal
-        prev_index, prev_term = message.prev_index, message.prev_term
-        entries = message.entries
-        first = journal.first_index
-        if prev_index < first:
-            # The log begins later, behind a snapshot of committed entries: those the leader holds as well.
-            skipped = first - prev_index
-            if skipped > len(entries):
-                self._agree(peer, first)
-                return
-            prev_index, prev_term = first, entries[skipped - 1][0]
-            entries = entries[skipped:]
-        known_term = journal.term_at(prev_index)
-        if known_term is None:
-            self._refuse(peer, journal.last_index + 1)
-            return
-        if known_term != prev_term:
-            self._refuse(peer, self._start_of_term(prev_index, known_term))
-            return
-        last = prev_index + len(entries)
-        conflict = self._first_difference(prev_index, entries)
-        if conflict is not None:
-            self._cut(conflict)
-            changed = False
-            for offset in range(conflict - prev_index - 1, len(entries)):
-                term, command = entries[offset]
-                index = prev_index + 1 + offset
-                journal.append(command, index, term)
-                changed = self._note_change(command, index) or changed
-            if changed:
-                self._refresh_members()
-        self._commit_to(min(message.commit, last))
-        self._agree(peer, last)
-
-    def _first_difference(self, prev_index: int, entries: list[tuple[int, bytes]]) -> int | None:
-        """Index of the first entry that the log lacks or has of another term; None when it holds them all (M2)."""
-        for offset, (term, _) in enumerate(entries, start=1):
-            if self.journal.term_at(prev_index + offset) != term:
-                return prev_index + offset
-        return None
-
-    def _cut(self, index: int) -> None:
-        if index > self.journal.last_index:
-            return
-        if index <= self.commit_index():
-            raise SafetyError(
-                f"entry {index} would be cut off, but {self.commit_index()} entries are committed"
-            )
-        self.journal.truncate_from(index)
-        self.durable_index = min(self.durable_index, index - 1)
-        if self.history.truncate_from(index):
-            self._refresh_members()
-
-    def _start_of_term(self, index: int, term: int) -> int:
-        """Where to try next after a conflict at `index`: skip all entries of the conflicting term."""
-        low = max(self.commit_index(), self.journal.first_index) + 1
-        while index > low and self.journal.term_at(index - 1) == term:
-            index -= 1
-        return max(index, low)
-
-    def _commit_to(self, index: int) -> None:
-        if index > self.commit_index():
-            self._SyncObj__raftCommitIndex = index
-
-    def _agree(self, peer: PeerSpec, index: int) -> None:
-        self.outbox.send(peer.id, wire.AppendReply(self.term(), self._echo_round, True, index))
-
-    def _refuse(self, peer: PeerSpec, wanted: int) -> None:
-        self.outbox.send(peer.id, wire.AppendReply(self.term(), self._echo_round, False, wanted))
-
-    def _on_append_reply(self, peer: PeerSpec, message: wire.AppendReply) -> None:
-        progress = self._answered(peer, message.term, message.round)
-        if progress is None:
-            return
-        if not message.ok:
-            progress.refused(message.index, self.journal.last_index)
-        elif message.index <= self.journal.last_index:
-            progress.agreed(message.index)
-            self._SyncObj__raftMatchIndex[NodeRef(peer)] = progress.match
-        self._finish_reads()
-
-    def _answered(self, peer: PeerSpec, term: int, answered_round: int) -> Progress | None:
-        """Check an answer to the leader; None when it belongs to another leadership (M4)."""
-        if term > self.term():
-            self._adopt_term(term)
-            return None
-        progress = self.progress.get(peer.id)
-        if not self.is_leader() or term != self.term() or progress is None:
-            return None
-        progress.round = max(progress.round, answered_round)
-        self._SyncObj__lastResponseTime[NodeRef(peer)] = self.clock.monotonic()
-        return progress
-
-    def _on_snapshot_chunk(self, peer: PeerSpec, message: wire.SnapshotChunk) -> None:
-        if not self._hear_leader(peer, message.term, message.round):
-            return
-        if self._holds(message.index, message.snapshot_term):
-            self._agree(peer, message.index)
-            return
-        receiver = self.receiver
-        wanted = (message.index, message.snapshot_term)
-        if receiver is None or (receiver.index, receiver.term) != wanted:
-            if receiver is not None:
-                receiver.discard()
-            receiver = self.receiver = self.snapshots.receiver(*wanted)
-        taken = receiver.take(message.offset, message.data, last=message.last)
-        self.outbox.send(
-            peer.id,
-            wire.SnapshotReply(
-                term=self.term(),
-                round=self._echo_round,
-                index=receiver.index,
-                attempt=message.attempt,
-                ok=taken,
-                offset=receiver.expected,
-            ),
-        )
-
-    def _on_snapshot_reply(self, peer: PeerSpec, message: wire.SnapshotReply) -> None:
-        progress = self._answered(peer, message.term, message.round)
-        transfer = progress.transfer if progress is not None else None
-        if transfer is None or (transfer.index, transfer.attempt) != (
-            message.index,
-            message.attempt,
-        ):
-            return
-        if message.ok:
-            transfer.acked = max(transfer.acked, message.offset)
-        else:
-            transfer.rewind(message.offset)
-
-    def _holds(self, index: int, term: int) -> bool:
-        return index <= self.commit_index() or self.journal.term_at(index) == term
-
-    def _on_vote_request(self, peer: PeerSpec, message: wire.VoteRequest) -> None:
-        if not message.transfer and self._leader_is_fresh():
-            return
-        self._to_core(
-            peer,
-            {
-                "type": "request_vote",
-                "term": message.term,
-                "last_log_index": message.last_index,
-                "last_log_term": message.last_term,
-            },
-        )
-
-    def _on_vote_reply(self, peer: PeerSpec, message: wire.VoteReply) -> None:
-        key = (message.term, peer.id)
-        if key not in self._voters:
-            self._voters.add(key)
-            self._to_core(peer, {"type": "response_vote", "term": message.term})
-
-    def _on_pre_vote_request(self, peer: PeerSpec, message: wire.PreVoteRequest) -> None:
-        mine = (self.journal.last_term, self.journal.last_index)
-        granted = (
-            message.term > self.term()
-            and (message.last_term, message.last_index) >= mine
-            and not self._leader_is_fresh()
-        )
-        self.outbox.send(peer.id, wire.PreVoteReply(self.term(), granted, message.attempt))
-
-    def _on_pre_vote_reply(self, peer: PeerSpec, message: wire.PreVoteReply) -> None:
-        if self.is_leader():
-            return
-        if message.term > self.term():
-            self._adopt_term(message.term)
-            self._pre_votes = None
-        elif (
-            message.granted
-            and self._pre_votes is not None
-            and message.attempt == self._pre_vote_attempt
-        ):
-            self._pre_votes.add(peer.id)
-            if len(self._pre_votes) + 1 >= self._quorum():
-                self._pre_vote_won = True
-                self._SyncObj__raftElectionDeadline = -1.0
-
-    def _on_term_hint(self, _peer: PeerSpec, message: wire.TermHint) -> None:
-        self._adopt_term(message.term)
-
-    def _on_timeout_now(self, peer: PeerSpec, message: wire.TimeoutNow) -> None:
-        if not self.is_leader() and self.is_voter():
-            self._to_core(peer, {"type": "timeout_now", "term": message.term})
-
-    def _abandon(self, index: int) -> None:
-        """A snapshot passed these proposals by: whether they are in it, nobody here can tell."""
-        for passed in sorted(i for i in self._waiting if i <= index):
-            for _, completion in self._waiting.pop(passed):
-                completion(passed, None, "unknown")
-
-
-_HANDLERS: dict[type, Callable[[RaftCore, PeerSpec, Any], None]] = {
-    wire.AppendEntries: RaftCore._on_append,
-    wire.AppendReply: RaftCore._on_append_reply,
-    wire.SnapshotChunk: RaftCore._on_snapshot_chunk,
-    wire.SnapshotReply: RaftCore._on_snapshot_reply,
-    wire.VoteRequest: RaftCore._on_vote_request,
-    wire.VoteReply: RaftCore._on_vote_reply,
-    wire.PreVoteRequest: RaftCore._on_pre_vote_request,
-    wire.PreVoteReply: RaftCore._on_pre_vote_reply,
-    wire.TermHint: RaftCore._on_term_hint,
-    wire.TimeoutNow: RaftCore._on_timeout_now,
-}
-
-__all__ = ["RaftCore", "check_pysyncobj"]

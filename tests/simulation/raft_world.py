@@ -12,7 +12,8 @@ from nomadpy.entropy import SeededEntropy
 from nomadpy.errors import CorruptionError, NomadError
 from nomadpy.raft import PeerSpec, RaftConfig, RaftNode
 from nomadpy.raft import messages as wire
-from nomadpy.raft.pysyncobj_seam import LEADER, RaftCore
+from nomadpy.raft.core import RaftCore
+from nomadpy.raft.pysyncobj_seam import LEADER
 from nomadpy.raft.snapshots import SnapshotHeader
 from nomadpy.rpc.network import ByteStream
 from nomadpy.simulator.disk import MemoryFiles
@@ -66,8 +67,8 @@ class WatchedCore(RaftCore):
         self.world.stats["snapshots written"] += 1
         self.world.saw_snapshot(header)
 
-    def _on_state_changed(self, before: int, after: int) -> None:
-        super()._on_state_changed(before, after)
+    def on_state_changed(self, before: int, after: int) -> None:
+        super().on_state_changed(before, after)
         if after == LEADER:
             self.world.saw_leader(self.me.peer.id, self.term())
 
