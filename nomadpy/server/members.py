@@ -143,14 +143,26 @@ class Members:
         known.discard(self._settings.rpc_address)
         return sorted(known)
 
+    def force_leave(self, name: str, *, prune: bool) -> None:
+        """Treat a member as gone until it speaks again; prune forgets it. An unknown name changes nothing."""
+        for member in list(self._members.values()):
+            hello = member.hello
+            if name in (hello.name, f"{hello.name}.{hello.region}"):
+                member.status = GOODBYE
+                if prune:
+                    del self._members[hello.id]
+
     async def _greet(self, address: str) -> None:
         try:
-            reply = await self._outgoing.call(
-                address, "Server.Hello", self.me(), timeout_s=HELLO_TIMEOUT_S
-            )
+            await self.greet(address)
         except NomadError as error:
             log.debug("no hello back", address=address, error=error.message)
-            return
+
+    async def greet(self, address: str) -> None:
+        """Say hello to one address and learn what it knows. Raises NomadError when it does not answer."""
+        reply = await self._outgoing.call(
+            address, "Server.Hello", self.me(), timeout_s=HELLO_TIMEOUT_S
+        )
         self._note(reply.me)
         for hello in reply.members:
             if hello.id not in self._members and hello.id != self._settings.id:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 
 from nomadpy.entropy import SeededEntropy
+from nomadpy.errors import NomadError
+from nomadpy.models.calls import NodeDrainWrite
+from nomadpy.models.node import DrainSpec
 from nomadpy.simulator.cluster import SimClient, SimCluster, SimServer
 
 KINDS = (
@@ -19,7 +22,9 @@ KINDS = (
     "power-agent",
     "cut-agent",
     "slow-links",
+    "drain-node",
 )
+CALL_TIMEOUT_S = 5.0
 
 
 class Faults:
@@ -82,11 +87,42 @@ class Faults:
             cluster.network.partition([client.name], [h for h in self._hosts() if h != client.name])
             await asyncio.sleep(entropy.uniform(1.0, 20.0))
             cluster.network.heal()
+        elif kind == "drain-node":
+            await self._drain(client)
         elif kind == "slow-links":
             for one in cluster.servers:
                 cluster.network.slow(server.name, one.name, (0.05, 0.4))
             await asyncio.sleep(entropy.uniform(1.0, 6.0))
             cluster.network.heal()
+
+    async def _drain(self, client: SimClient) -> None:
+        """An operator empties a node, or tries to."""
+        spec = DrainSpec(deadline=int(self._entropy.uniform(1.0, 20.0) * 1e9))
+        await self._ask(NodeDrainWrite(node_id=client.node.id, spec=spec))
+
+    async def undrain(self) -> str:
+        """Every node takes allocations again; returns what is still missing, "" when all do."""
+        leader = self._cluster.leader()
+        if leader is None or leader.process is None:
+            return "no leader"
+        for node in leader.process.store.snapshot().nodes():
+            if node.drain_strategy is not None or node.scheduling_eligibility != "eligible":
+                # A drain that was ended keeps its node out of scheduling until it is said otherwise.
+                await self._ask(NodeDrainWrite(node_id=node.id, spec=None, mark_eligible=True))
+                return f"{node.name} is drained"
+        return ""
+
+    async def _ask(self, request: NodeDrainWrite) -> None:
+        live = self._cluster.live()
+        server = self._entropy.choice(live).process if live else None
+        if server is None:
+            return
+        try:
+            async with asyncio.timeout(CALL_TIMEOUT_S):
+                await server.server.call("Node.Drain", request)
+        except (NomadError, TimeoutError):
+            # A fault of its own kind: the operator does not know whether the drain began.
+            self.done.append("drain-unanswered")
 
     async def _crash_server(self, server: SimServer, *, power: bool) -> None:
         await server.crash(power=power)

@@ -93,6 +93,7 @@ async def _run(
         await _until(
             lambda: "" if cluster.leader() else "no leader", FORM_S, "a leader after healing"
         )
+        await _undrain(faults)
         for user in users:
             await user.settle()
         await _until(lambda: unsettled(cluster, promises), SETTLE_S, "the cluster to settle")
@@ -117,6 +118,15 @@ def _formed(cluster: SimCluster) -> str:
         return "no leader"
     ready = sum(n.status == "ready" for n in leader.process.store.snapshot().nodes())
     return "" if ready == len(cluster.clients) else f"{ready} nodes ready"
+
+
+async def _undrain(faults: Faults) -> None:
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + FORM_S
+    while reason := await faults.undrain():
+        if loop.time() > deadline:
+            raise ViolationError(f"waited {FORM_S:g} virtual seconds for drains to end: {reason}")
+        await asyncio.sleep(0.25)
 
 
 async def _until(look: Callable[[], str], seconds: float, what: str) -> None:

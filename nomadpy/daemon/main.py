@@ -1,0 +1,53 @@
+"""`nomadpy agent`: from flags to a running node."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from nomadpy import __version__, logs
+from nomadpy.config.load import load, unused_settings
+from nomadpy.config.model import Config
+from nomadpy.daemon.process import Node, describe, serve
+
+log = logs.get(__name__)
+
+
+def main(flags: Mapping[str, Any]) -> int:
+    """Run an agent until it is stopped; returns the exit code.
+
+    flags: by flag name with `_` for `-`: config (list of paths), dev (bool), and the settings of config/flags.py.
+    Raises ConfigError before anything is started.
+    """
+    config = load(list(flags.get("config") or []), flags, bool(flags.get("dev")))
+    logs.configure("error" if config.log_level.upper() == "OFF" else config.log_level,
+                   as_json=config.log_json)
+    for setting in unused_settings(config):
+        log.warning("this setting has no effect", setting=setting)
+    with asyncio.Runner() as runner:
+        return runner.run(_run(config))
+
+
+async def _run(config: Config) -> int:
+    node = Node(config)
+    _say("==> nomadpy agent configuration:\n")
+    width = max(len(name) for name, _ in describe(node))
+    for name, value in describe(node):
+        _say(f"  {name:>{width}}: {value}")
+    _say(f"  {'Version':>{width}}: {__version__}\n")
+
+    def started() -> None:
+        _say("==> nomadpy agent started! Log data will stream in below:\n")
+        # What is alive now stays alive: the collector need not look at it again and again.
+        gc.collect()
+        gc.freeze()
+
+    return await serve(node, started)
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()

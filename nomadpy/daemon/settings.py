@@ -1,0 +1,182 @@
+"""From the operator's configuration to what each part wants to know. Pure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from agent.agent import AgentConfig
+from agent.garbage import GarbageLimits
+from nomadpy import __version__
+from nomadpy.config.addresses import join_host_port, split_host_port
+from nomadpy.config.model import Config
+from nomadpy.models.node import (
+    HostVolumeInfo,
+    NodeReservedCpuResources,
+    NodeReservedDiskResources,
+    NodeReservedMemoryResources,
+    NodeReservedNetworkResources,
+    NodeReservedResources,
+)
+from nomadpy.raft.config import RaftConfig
+from nomadpy.server.settings import SCHEDULER_TYPES, ServerSettings
+
+NOMAD_COMPATIBLE = "2.0.0"
+"""The version of Nomad whose wire this is; clients that read a version expect to parse one of Nomad's."""
+
+REDACTED = "<redacted>"
+DEV_MIN_HEARTBEAT_S = 10.0
+
+
+def with_port(address: str, port: int) -> str:
+    """`address` with `port` when it names none."""
+    host, own_port = split_host_port(address)
+    return join_host_port(host, own_port or port)
+
+
+def server_settings(config: Config, server_id: str, rpc: str, http: str) -> ServerSettings:
+    """What the server runs by."""
+    server = config.server
+    join = [*server.server_join.retry_join, *server.server_join.start_join]
+    return ServerSettings(
+        id=server_id,
+        name=config.name,
+        region=config.region,
+        datacenter=config.datacenter,
+        version=NOMAD_COMPATIBLE,
+        rpc_address=rpc,
+        http_address=http,
+        bootstrap_expect=server.bootstrap_expect,
+        retry_join=[with_port(address, config.ports.rpc) for address in join],
+        schedulers=1,
+        scheduler_types=tuple(server.enabled_schedulers) or SCHEDULER_TYPES,
+        heartbeat_grace_s=server.heartbeat_grace / 1e9,
+        heartbeat_min_ttl_s=server.min_heartbeat_ttl / 1e9,
+        heartbeat_failover_ttl_s=server.failover_heartbeat_ttl / 1e9,
+        heartbeats_per_second=server.max_heartbeats_per_second,
+        gc_interval_s=server.job_gc_interval / 1e9,
+        eval_gc_s=server.eval_gc_threshold / 1e9,
+        batch_eval_gc_s=server.batch_eval_gc_threshold / 1e9,
+        job_gc_s=server.job_gc_threshold / 1e9,
+        node_gc_s=server.node_gc_threshold / 1e9,
+        deployment_gc_s=server.deployment_gc_threshold / 1e9,
+        job_max_priority=server.job_max_priority,
+        scheduler_algorithm=server.default_scheduler_config.scheduler_algorithm or "binpack",
+    )
+
+
+def raft_config(config: Config, server_id: str, rpc: str) -> RaftConfig:
+    """What raft runs by. raft_multiplier stretches its timeouts, as in Nomad."""
+    stretch = max(1, config.server.raft_multiplier)
+    extra: dict[str, Any] = {}
+    if config.server.raft_snapshot_threshold:
+        extra["snapshot_entries"] = config.server.raft_snapshot_threshold
+    if config.server.raft_trailing_logs:
+        extra["trailing_entries"] = config.server.raft_trailing_logs
+    return RaftConfig(
+        server_id=server_id,
+        name=config.name,
+        address=rpc,
+        region=config.region,
+        data_dir=f"{config.server.data_dir}/raft",
+        election_min_s=0.8 * stretch,
+        election_max_s=1.6 * stretch,
+        # A development agent's state is thrown away with it.
+        fsync=not config.dev_mode,
+        **extra,
+    )
+
+
+def agent_config(config: Config, http: str, servers: list[str]) -> AgentConfig:
+    """What the client agent runs by."""
+    client = config.client
+    reserved = client.reserved
+    return AgentConfig(
+        name=config.name,
+        region=config.region,
+        datacenter=config.datacenter,
+        data_dir=client.state_dir,
+        alloc_dir=client.alloc_dir,
+        node_class=client.node_class,
+        node_pool=client.node_pool,
+        meta=client.meta,
+        servers=servers,
+        http_addr=http,
+        tls_enabled=config.tls.http,
+        reserved=NodeReservedResources(
+            cpu=NodeReservedCpuResources(cpu_shares=reserved.cpu),
+            memory=NodeReservedMemoryResources(memory_mb=reserved.memory),
+            disk=NodeReservedDiskResources(disk_mb=reserved.disk),
+            networks=NodeReservedNetworkResources(reserved_host_ports=reserved.reserved_ports),
+        ),
+        host_volumes={
+            name: HostVolumeInfo(name=name, path=volume.path, read_only=volume.read_only)
+            for name, volume in client.host_volume.items()
+        },
+        node_max_allocs=client.node_max_allocs,
+        options=client.options,
+        max_kill_timeout_s=client.max_kill_timeout / 1e9,
+        garbage=GarbageLimits(),
+        destroy_on_exit=config.dev_mode,
+    )
+
+
+def shown_config(config: Config, http: str, rpc: str) -> dict[str, Any]:
+    """The effective configuration in Go's spelling for /v1/agent/self, without secrets; http, rpc: as advertised."""
+    acl, tls, ports = config.acl, config.tls, config.ports
+    return {
+        "ACL": {
+            "Enabled": acl.enabled,
+            "TokenTTL": acl.token_ttl,
+            "PolicyTTL": acl.policy_ttl,
+            "RoleTTL": acl.role_ttl,
+            "ReplicationToken": REDACTED if acl.replication_token else "",
+            "TokenMinExpirationTTL": acl.token_min_expiration_ttl,
+            "TokenMaxExpirationTTL": acl.token_max_expiration_ttl,
+        },
+        "Addresses": {
+            "HTTP": config.addresses.http or config.bind_addr,
+            "RPC": config.addresses.rpc or config.bind_addr,
+            "Serf": config.addresses.serf or config.bind_addr,
+        },
+        "AdvertiseAddrs": {
+            "HTTP": http,
+            "RPC": rpc,
+            "Serf": with_port(split_host_port(rpc)[0], config.ports.serf),
+        },
+        "BindAddr": config.bind_addr,
+        "Client": {
+            "Enabled": config.client.enabled,
+            "AllocDir": config.client.alloc_dir,
+            "Meta": config.client.meta,
+            "NodeClass": config.client.node_class,
+            "NodePool": config.client.node_pool,
+            "Options": config.client.options,
+            "Servers": config.client.servers or None,
+            "StateDir": config.client.state_dir,
+        },
+        "DataDir": config.data_dir,
+        "Datacenter": config.datacenter,
+        "DevMode": config.dev_mode,
+        "EnableDebug": config.enable_debug,
+        "LogJson": config.log_json,
+        "LogLevel": config.log_level,
+        "NodeName": config.name,
+        "Plugins": [{"Name": name} for name in sorted(config.plugin)],
+        "Ports": {"HTTP": ports.http, "RPC": ports.rpc, "Serf": ports.serf},
+        "Region": config.region,
+        "Server": {
+            "Enabled": config.server.enabled,
+            "BootstrapExpect": config.server.bootstrap_expect,
+            "DataDir": config.server.data_dir,
+            "RetryJoin": config.server.retry_join,
+        },
+        "TLSConfig": {
+            "EnableHTTP": tls.http,
+            "EnableRPC": tls.rpc,
+            "VerifyHTTPSClient": tls.verify_https_client,
+            "CAFile": tls.ca_file,
+            "CertFile": tls.cert_file,
+            "KeyFile": REDACTED if tls.key_file else "",
+        },
+        "Version": {"Version": NOMAD_COMPATIBLE, "VersionMetadata": f"nomadpy-{__version__}"},
+    }
