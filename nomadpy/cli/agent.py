@@ -8,6 +8,10 @@ from nomadpy.cli.flags import Flag, many, number, text
 from nomadpy.errors import NomadError
 
 FLAGS = (
+    Flag("acl-enabled", "Accepted as the setting acl.enabled."),
+    text("encrypt", "Accepted and unused: servers speak mutual TLS instead of gossip.", "key"),
+    text("preferred-address-family", "ipv4 or ipv6.", "family"),
+    Flag("rejoin", "Join again after having left."),
     text("alloc-dir", "Where allocations live; DATA/alloc without the flag.", "path"),
     text("bind", "The address of all services.", "addr"),
     number("bootstrap-expect", "How many servers form the cluster at its first start.", "num"),

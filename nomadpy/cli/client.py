@@ -1,7 +1,4 @@
-"""The HTTP client of every command: http.client, with the connection kept open.
-
-Nothing here imports ssl before an https address asks for it.
-"""
+"""The HTTP client of every command: http.client, with the connection kept open."""
 
 from __future__ import annotations
 

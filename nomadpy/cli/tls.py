@@ -92,13 +92,13 @@ def cert_create(call: Call) -> int:
     return 0
 
 
-@command("tls ca info <CA file>", "Show a CA certificate.", operands=(1, 1), general=False)
+@command("tls ca info <file>", "Show a CA certificate.", operands=(1, 1), general=False)
 def ca_info(call: Call) -> int:
     """Show."""
     return _show(call.operand())
 
 
-@command("tls cert info <certificate file>", "Show a certificate.", operands=(1, 1), general=False)
+@command("tls cert info <file>", "Show a certificate.", operands=(1, 1), general=False)
 def cert_info(call: Call) -> int:
     """Show."""
     return _show(call.operand())
