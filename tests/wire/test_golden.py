@@ -1,0 +1,126 @@
+"""A real dev agent, driven through the recorded scenarios, answers as the recordings do.
+
+One agent serves all scenarios, each in a fresh recording. LEAST is the line that must not be crossed downwards: how many
+exchanges of a scenario have no hard difference (status, headers, missing fields, kinds, stable values).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+import pytest
+import requests
+from compare import compare_scenarios
+from record import SCENARIOS, Recorder
+
+pytestmark = [pytest.mark.real_time, pytest.mark.slow]
+
+REFERENCE = pathlib.Path(__file__).parent / "reference"
+READY_S = 40.0
+STOP_S = 20.0
+
+LEAST = {
+    "agent": 25,  # of 27
+    "nodes": 28,  # of 31
+    "jobs": 41,  # of 45
+    "job_errors": 23,  # of 23
+    "batch": 15,  # of 17
+    "allocations": 22,  # of 25
+    "blocking": 8,  # of 8
+}
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody uses at the moment."""
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [int(one.getsockname()[1]) for one in sockets]
+    finally:
+        for one in sockets:
+            one.close()
+
+
+def wait_until_ready(address: str, process: subprocess.Popen[bytes], log: pathlib.Path) -> None:
+    """Return when the agent has a leader and a ready node."""
+    deadline = time.monotonic() + READY_S
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            break
+        try:
+            nodes = requests.get(f"{address}/v1/nodes", timeout=5).json()
+            if any(node["Status"] == "ready" for node in nodes):
+                return
+        except (requests.RequestException, ValueError):
+            time.sleep(0.2)
+    pytest.fail(f"the agent did not become ready:\n{log.read_text(errors='replace')[-4000:]}")
+
+
+@pytest.fixture(scope="module")
+def dev_agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a fresh `nomadpy agent -dev`."""
+    folder = tmp_path_factory.mktemp("agent")
+    http, rpc, serf = free_ports(3)
+    shared = folder / "shared"
+    shared.mkdir()
+    config = {
+        "ports": {"http": http, "rpc": rpc, "serf": serf},
+        "client": {
+            "meta": {"rack": "r1", "tier": "gold"},
+            "host_volume": {"shared-data": {"path": str(shared)}},
+        },
+    }
+    (folder / "agent.json").write_text(json.dumps(config))
+    log = folder / "agent.log"
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("NOMAD_")}
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            [
+                sys.executable,
+                "-m",
+                "nomadpy",
+                "agent",
+                "-dev",
+                "-config",
+                str(folder / "agent.json"),
+            ],
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            cwd=folder,
+            env=environment,
+        )
+    try:
+        address = f"http://127.0.0.1:{http}"
+        wait_until_ready(address, process, log)
+        yield address
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.mark.parametrize("scenario", LEAST)
+def test_a_dev_agent_answers_as_recorded(
+    scenario: str, dev_agent: str, tmp_path: pathlib.Path
+) -> None:
+    recorder = Recorder(dev_agent)
+    SCENARIOS[scenario](recorder)
+    lines = "".join(json.dumps(e, sort_keys=True) + "\n" for e in recorder.exchanges)
+    (tmp_path / f"{scenario}.jsonl").write_text(lines, encoding="utf-8")
+    counts = compare_scenarios(REFERENCE, tmp_path)[scenario]
+    print(f"{scenario}: {counts.passed} of {counts.total} pass, {counts.exact} exact")
+    assert counts.passed >= LEAST[scenario], "\n".join(counts.failures)
