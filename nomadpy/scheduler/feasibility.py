@@ -41,6 +41,7 @@ class Requirements(msgspec.Struct, frozen=True):
     """What a task group asks of a node, gathered from job, group and tasks.
 
     escaped: a constraint looks at something unique to a node, so nodes of one class may differ.
+    unmet: what no node can give since this scheduler does not assign it (devices, CSI volumes); "" when nothing is.
     """
 
     constraints: tuple[Constraint, ...]
@@ -48,6 +49,7 @@ class Requirements(msgspec.Struct, frozen=True):
     network_modes: tuple[str, ...]
     host_volumes: tuple[tuple[str, bool], ...]
     escaped: bool
+    unmet: str
 
 
 def ready_nodes(snapshot: Snapshot, job: Job) -> ReadyNodes:
@@ -104,6 +106,7 @@ def requirements(job: Job, group: TaskGroup) -> Requirements:
             if volume.type == "host"
         ),
         escaped=any("unique." in one.l_target or "unique." in one.r_target for one in constraints),
+        unmet=_unmet(group),
     )
 
 
@@ -138,6 +141,8 @@ class Feasibility:
 
     def _node_problem(self, node: Node) -> str:
         """What a class does not tell: the health of drivers, host volumes, networks."""
+        if self._wanted.unmet:
+            return self._wanted.unmet
         for driver in self._wanted.drivers:
             if not _has_driver(node, driver):
                 return "missing drivers"
@@ -186,6 +191,16 @@ def resolve(target: str, node: Node) -> str | None:
     if name.startswith("meta."):
         return (node.meta or {}).get(name[5:])
     return None
+
+
+def _unmet(group: TaskGroup) -> str:
+    """Better nowhere than on a node without the device or volume that the tasks count on."""
+    if any(task.resources and task.resources.devices for task in group.tasks or ()):
+        return "missing devices"
+    for volume in (group.volumes or {}).values():
+        if volume.type == "csi":
+            return f"missing CSI Volume {volume.source}"
+    return ""
 
 
 def _weight(affinity: Affinity) -> int:

@@ -222,8 +222,15 @@ def plan_by_node(plan: Plan) -> dict[str, NodePlan]:
 
 
 def plan_fits_node(snapshot: Snapshot, plan: Plan, node_id: str) -> tuple[bool, str]:
-    """Whether what the plan wants on one node still holds; the reason when not."""
-    return node_plan_fits(snapshot, plan_by_node(plan).get(node_id, NodePlan([], [])), node_id)
+    """Whether what the plan wants on one node still holds; the reason when not.
+
+    Reads the whole plan each time: for all nodes of a large one take `plan_by_node` and `node_plan_fits`.
+    """
+    wanted = NodePlan(
+        [alloc for alloc in plan.placements if alloc.node_id == node_id],
+        [stop for stop in plan.stops if stop.node_id == node_id],
+    )
+    return node_plan_fits(snapshot, wanted, node_id)
 
 
 def node_plan_fits(snapshot: Snapshot, wanted: NodePlan, node_id: str) -> tuple[bool, str]:

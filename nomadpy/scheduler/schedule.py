@@ -36,7 +36,7 @@ def schedule(
 
     now_ns: wall clock, ns since 1970. entropy: makes ids and picks dynamic ports. cache: sums per node that the caller
     keeps between passes; it changes the speed and nothing else. dry_run: for Job.Plan, on a snapshot that has the
-    proposed job (`snapshot.WithJob`). Raises InvalidRequestError for a type that has no scheduler.
+    proposed job. Raises InvalidRequestError for a type that has no scheduler.
     """
     scheduler = _SCHEDULERS.get(evaluation.type)
     if scheduler is None:

@@ -18,9 +18,9 @@ from scheduling_world import (
 )
 
 from nomadpy.models.constraint import Affinity, Spread, SpreadTarget
-from nomadpy.models.job import VolumeRequest
+from nomadpy.models.job import TaskGroup, VolumeRequest
 from nomadpy.models.node import DriverInfo, HostVolumeInfo
-from nomadpy.models.resources import NetworkResource, Resources
+from nomadpy.models.resources import NetworkResource, RequestedDevice, Resources
 from nomadpy.scheduler.feasibility import in_datacenters
 
 RECORDINGS = Path(__file__).parents[1] / "wire" / "reference"
@@ -180,6 +180,28 @@ def test_a_host_volume_must_be_there_and_writable() -> None:
     world.add_nodes(make_node("good", host_volumes={"data": HostVolumeInfo(name="data")}))
     world.run(job)
     assert nodes_of(world, job) == ["good"]
+
+
+@pytest.mark.parametrize(
+    ("group", "reason"),
+    [
+        (
+            make_group(
+                tasks=[make_task(resources=Resources(cpu=1, devices=[RequestedDevice(name="gpu")]))]
+            ),
+            "missing devices",
+        ),
+        (
+            make_group(volumes={"v": VolumeRequest(name="v", type="csi", source="data")}),
+            "missing CSI Volume data",
+        ),
+    ],
+)
+def test_what_cannot_be_assigned_is_placed_nowhere(group: TaskGroup, reason: str) -> None:
+    world = World()
+    world.add_nodes(make_node("a"))
+    job = make_job("web", group)
+    assert world.deploy(job).failed_tg_allocs["group"].constraint_filtered == {reason: 1}
 
 
 def test_bridge_networks_need_a_node_with_a_bridge() -> None:

@@ -24,7 +24,6 @@ from nomadpy.models.service import Service
 from nomadpy.models.task_blocks import LogConfig, RestartPolicy
 from nomadpy.scheduler.decision import failed
 from nomadpy.scheduler.schedule import schedule
-from nomadpy.scheduler.snapshot import WithJob
 
 
 def cluster(*names: str) -> World:
@@ -415,23 +414,17 @@ def test_without_a_disconnect_block_a_disconnected_node_is_lost() -> None:
     assert lost.client_status == "lost"
 
 
-def test_a_plan_for_a_proposed_job_changes_nothing_and_tells_all() -> None:
+def test_a_dry_run_tells_the_same_and_names_no_snapshot() -> None:
     world = cluster()
     job = make_job("web", make_group(count=2))
     world.deploy(job)
-    stored = world.snapshot.job("default", "web")
-    assert stored is not None
-    proposed = msgspec.structs.replace(stored, version=1, task_groups=[make_group(count=3)])
-    decision = schedule(
-        world.evaluation(job),
-        WithJob(world.snapshot, proposed),
-        now_ns=world.now,
-        entropy=world.entropy,
-        dry_run=True,
+    world.register(make_job("web", make_group(count=3)))
+    dry = schedule(
+        world.evaluation(job), world.snapshot, now_ns=world.now, entropy=world.entropy, dry_run=True
     )
-    assert updates(decision) == DesiredUpdates(place=1, in_place_update=2)
-    assert decision.evaluations[0].snapshot_index == 0
-    assert len(world.live(job)) == 2
+    assert updates(dry) == DesiredUpdates(place=1, in_place_update=2)
+    assert dry.evaluations[0].snapshot_index == 0
+    assert updates(world.run(job)) == updates(dry)
 
 
 def test_an_unknown_type_has_no_scheduler() -> None:
