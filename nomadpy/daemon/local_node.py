@@ -129,9 +129,7 @@ class LocalNode:
         if self._servers is None:
             raise InvalidRequestError("this node's agent uses the server in its own process")
         port = self._config.ports.rpc
-        self._servers.update(
-            [ServerAddress(name="", rpc=with_port(a, port)) for a in addresses]
-        )
+        self._servers.update([ServerAddress(name="", rpc=with_port(a, port)) for a in addresses])
 
     async def join(self, addresses: list[str]) -> int:
         """Say hello to other servers; how many answered."""

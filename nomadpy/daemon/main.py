@@ -23,8 +23,9 @@ def main(flags: Mapping[str, Any]) -> int:
     Raises ConfigError before anything is started.
     """
     config = load(list(flags.get("config") or []), flags, bool(flags.get("dev")))
-    logs.configure("error" if config.log_level.upper() == "OFF" else config.log_level,
-                   as_json=config.log_json)
+    logs.configure(
+        "error" if config.log_level.upper() == "OFF" else config.log_level, as_json=config.log_json
+    )
     for setting in unused_settings(config):
         log.warning("this setting has no effect", setting=setting)
     with asyncio.Runner() as runner:

@@ -13,8 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from agent.agent import Agent
-from agent.drivers.registry import Drivers, build
+from agent.drivers.registry import build
+from agent.fingerprint.cpu import core_mhz
+from agent.fingerprint.run import HostFingerprint
 from agent.link import Attachments, ClientCaller, LocalLink, caller_of_servers, is_about
+from agent.logs import RotatedLogs
 from agent.server_list import ServerList
 from agent.stats import HostSampler
 from nomadpy import logs
@@ -30,6 +33,7 @@ from nomadpy.daemon.local_node import LocalNode
 from nomadpy.daemon.server_process import ServerProcess
 from nomadpy.daemon.settings import (
     agent_config,
+    fingerprint_config,
     raft_config,
     server_settings,
     with_port,
@@ -61,6 +65,11 @@ class Node:
         self._entropy = SystemEntropy()
         self.config = config
         self._make_data_dir()
+        if config.acl.enabled:
+            raise ConfigError(
+                f"{config.origin('acl.enabled')}acl.enabled has no effect yet, and this node will not start without "
+                "the protection that it asks for: remove it, and let tls { verify_https_client = true } say who may call"
+            )
         for warning in check_tls(config):
             log.warning(warning)
         self._material = self._load_tls()
@@ -154,20 +163,22 @@ class Node:
         settings = agent_config(config, self._http, addresses)
         for folder in (settings.data_dir, settings.alloc_dir):
             Path(folder).mkdir(mode=0o711, parents=True, exist_ok=True)
-        core_mhz = cpu_mhz()
+        speed = core_mhz()
         drivers = build(
             config.plugins,
             self._clock,
-            core_mhz=core_mhz,
+            core_mhz=speed,
             options=config.client.options,
             mock=config.dev_mode or "mock_driver" in config.plugin,
         )
-        sampler = HostSampler(self._clock, alloc_dir=settings.alloc_dir, core_mhz=core_mhz)
+        sampler = HostSampler(self._clock, alloc_dir=settings.alloc_dir, core_mhz=speed)
         agent = Agent(
             settings,
             caller=caller,
             drivers=drivers,
-            fingerprint=host_fingerprint(config, drivers, self._http, self._clock),
+            fingerprint=HostFingerprint(
+                fingerprint_config(config, self._http), drivers, self._clock
+            ),
             host_stats=lambda: asyncio.to_thread(sampler.sample),
             task_logs=RotatedLogs(),
             clock=self._clock,
@@ -306,7 +317,10 @@ def describe(node: Node) -> list[tuple[str, str]]:
         ("Log Level", config.log_level),
         ("HTTP", " ".join(node.listening("http"))),
         ("RPC", " ".join(node.listening("rpc")) if config.server.enabled else "none"),
-        ("TLS", f"rpc {'on' if config.tls.rpc else 'off'}, http {'on' if config.tls.http else 'off'}"),
+        (
+            "TLS",
+            f"rpc {'on' if config.tls.rpc else 'off'}, http {'on' if config.tls.http else 'off'}",
+        ),
         ("Region", f"{config.region} (DC: {config.datacenter})"),
         ("Server", str(config.server.enabled).lower()),
     ]

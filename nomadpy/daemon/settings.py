@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from agent.agent import AgentConfig
+from agent.fingerprint.parts import FingerprintConfig
 from agent.garbage import GarbageLimits
 from nomadpy import __version__
 from nomadpy.config.addresses import join_host_port, split_host_port
@@ -117,6 +118,32 @@ def agent_config(config: Config, http: str, servers: list[str]) -> AgentConfig:
         max_kill_timeout_s=client.max_kill_timeout / 1e9,
         garbage=GarbageLimits(),
         destroy_on_exit=config.dev_mode,
+    )
+
+
+def fingerprint_config(config: Config, http: str) -> FingerprintConfig:
+    """What the operator says about the host."""
+    client = config.client
+    reserved = client.reserved
+    return FingerprintConfig(
+        data_dir=client.alloc_dir,
+        network_interface=client.network_interface,
+        network_speed=client.network_speed,
+        # Groups get a network of their own when CNI is here; until then no node offers one.
+        bridge=False,
+        cpu_total_compute=client.cpu_total_compute,
+        memory_total_mb=client.memory_total_mb,
+        disk_total_mb=client.disk_total_mb,
+        reservable_cores=client.reservable_cores,
+        reserved_cpu_mhz=reserved.cpu,
+        reserved_memory_mb=reserved.memory,
+        reserved_disk_mb=reserved.disk,
+        reserved_cores=reserved.cores,
+        reserved_ports=reserved.reserved_ports,
+        min_dynamic_port=client.min_dynamic_port,
+        max_dynamic_port=client.max_dynamic_port,
+        http_addr=http,
+        version=NOMAD_COMPATIBLE,
     )
 
 
