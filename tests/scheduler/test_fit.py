@@ -26,7 +26,13 @@ from nomadpy.models.resources import (
     PortMapping,
     Resources,
 )
-from nomadpy.scheduler.fit import allocs_fit, plan_fits_node, usage
+from nomadpy.scheduler.fit import (
+    allocs_fit,
+    node_plan_fits,
+    plan_by_node,
+    plan_fits_node,
+    usage,
+)
 from nomadpy.scheduler.ports import NodePorts, NoPortError, parse_ports
 
 
@@ -237,3 +243,17 @@ def test_a_plan_is_refused_where_it_no_longer_holds() -> None:
         False,
         "node does not exist",
     )
+
+
+def test_a_plan_cut_into_nodes_is_judged_as_the_whole() -> None:
+    world = World()
+    world.add_nodes(make_node("n1"), make_node("n2", cpu=50))
+    other = msgspec.structs.replace(given_alloc("b"), node_id="n2")
+    plan = plan_for(given_alloc("a"), other, stops=[AllocStop(alloc_id="x", node_id="n1")])
+    cut = plan_by_node(plan)
+    assert list(cut) == ["n1", "n2"]
+    for node_id, wanted in cut.items():
+        assert node_plan_fits(world.snapshot, wanted, node_id) == plan_fits_node(
+            world.snapshot, plan, node_id
+        )
+    assert plan_fits_node(world.snapshot, plan, "n2") == (False, "cpu")
