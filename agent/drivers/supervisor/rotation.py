@@ -7,22 +7,26 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 
 PENDING_LIMIT = 256 * 1024
 _NEWLINE = 0x0A
-_FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
+# The task can write to the folder: a link must not lead us out of it, a pipe must not hold us.
+_SAFE = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CREAT | _SAFE
 
 
 class RotatingLog:
     """One output stream of one task.
 
-    prefix: absolute path up to the index, e.g. `/a/alloc/logs/web.stdout`. A later attempt of the task goes on in
+    prefix: absolute path up to the index, e.g. `/a/alloc/logs/web.stdout`; links are not followed. A later attempt of the task goes on in
     the newest file. An error of the disk never reaches the caller: up to PENDING_LIMIT bytes wait for better times,
     more are dropped, counted in `lost_bytes`, and a line in the log says so.
     """
 
     def __init__(self, prefix: str, *, max_files: int, max_bytes: int) -> None:
-        self._prefix = prefix
+        self._folder, self._name = os.path.split(prefix)
+        self._folder_fd = -1
         self._max_files = max(1, max_files)
         self._max_bytes = max(1, max_bytes)
         self._fd = -1
@@ -58,6 +62,9 @@ class RotatingLog:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+        if self._folder_fd >= 0:
+            os.close(self._folder_fd)
+            self._folder_fd = -1
 
     def _flush(self) -> None:
         try:
@@ -93,16 +100,25 @@ class RotatingLog:
         del self._pending[:written]
 
     def _rotate(self) -> None:
-        following = os.open(f"{self._prefix}.{self.index + 1}", _FLAGS, 0o644)
+        following = self._open_index(self.index + 1)
         os.close(self._fd)
         self._fd, self.index, self.size = following, self.index + 1, os.fstat(following).st_size
         self._remove_old()
 
     def _open(self) -> None:
-        os.makedirs(os.path.dirname(self._prefix), exist_ok=True)
-        self._fd = os.open(f"{self._prefix}.{self.index}", _FLAGS, 0o644)
+        if self._folder_fd < 0:
+            os.makedirs(self._folder, exist_ok=True)
+            self._folder_fd = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | _SAFE)
+        self._fd = self._open_index(self.index)
         self.size = os.fstat(self._fd).st_size
         self._remove_old()
+
+    def _open_index(self, index: int) -> int:
+        fd = os.open(f"{self._name}.{index}", _FLAGS, 0o644, dir_fd=self._folder_fd)
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            os.close(fd)
+            raise OSError(errno.EINVAL, "not a regular file", f"{self._name}.{index}")
+        return fd
 
     def _open_quietly(self) -> None:
         try:
@@ -111,10 +127,10 @@ class RotatingLog:
             self.last_error = os.strerror(error.errno or errno.EIO)
 
     def _remove_old(self) -> None:
-        for index in indexes(self._prefix):
+        for index in _indexes(os.listdir(self._folder_fd), self._name):
             if index <= self.index - self._max_files:
                 try:
-                    os.unlink(f"{self._prefix}.{index}")
+                    os.unlink(f"{self._name}.{index}", dir_fd=self._folder_fd)
                 except FileNotFoundError:
                     continue
 
@@ -126,6 +142,10 @@ def indexes(prefix: str) -> list[int]:
         entries = os.listdir(folder)
     except OSError:
         return []
+    return _indexes(entries, name)
+
+
+def _indexes(entries: list[str], name: str) -> list[int]:
     start = name + "."
     return sorted(
         int(e[len(start) :]) for e in entries if e.startswith(start) and e[len(start) :].isdecimal()

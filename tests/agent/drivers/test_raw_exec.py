@@ -316,14 +316,36 @@ async def test_logs_rotate_and_no_line_is_lost_across_attempts(tmp_path: Path) -
 
 
 async def test_a_full_disk_does_not_stop_the_task(tmp_path: Path) -> None:
-    task = make_task(tmp_path, "i=0; while [ $i -lt 2000 ]; do echo $i; i=$((i+1)); done; exit 4")
-    logs_dir = tmp_path / "full"
-    logs_dir.mkdir()
-    (logs_dir / "web.stdout.0").symlink_to("/dev/full")
-    paths = msgspec.structs.replace(task.paths, logs=str(logs_dir))
+    script = "i=0; while [ $i -lt 40000 ]; do echo 0123456789 $i; i=$((i+1)); done; exit 4"
+    task = make_task(tmp_path, script)
+    small = tmp_path / "a1/alloc/logs"
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(small)], capture_output=True
+    )
+    if mounted.returncode:
+        pytest.fail(f"needs a small file system: {mounted.stderr!r}")
+    try:
+        driver = make_driver()
+        await driver.start(task)
+        assert (await driver.wait(task.id)).exit_code == 4
+        await driver.destroy(task.id)
+        text = log_text(tmp_path)
+        assert text.startswith("0123456789 0\n0123456789 1\n")
+        assert len(text) <= 65536
+    finally:
+        subprocess.run(["umount", "-l", str(small)], check=True)
+
+
+async def test_links_and_pipes_in_the_log_folder_lead_nowhere(tmp_path: Path) -> None:
+    task = make_task(tmp_path, "echo secret; exit 4")
+    victim = tmp_path / "victim"
+    victim.write_text("kept")
+    (tmp_path / "a1/alloc/logs/web.stdout.0").symlink_to(victim)
+    os.mkfifo(tmp_path / "a1/alloc/logs/web.stderr.0")
     driver = make_driver()
-    await driver.start(msgspec.structs.replace(task, paths=paths))
+    await driver.start(task)
     assert (await driver.wait(task.id)).exit_code == 4
+    assert victim.read_text() == "kept"
     await driver.destroy(task.id)
 
 

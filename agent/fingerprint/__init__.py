@@ -1,0 +1,1 @@
+"""What this machine is: attributes, resources and drivers of the node. `run.HostFingerprint` is the way in."""
