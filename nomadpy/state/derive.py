@@ -202,23 +202,30 @@ def _count_alloc(tx: Transaction, groups: dict[JobKey, dict[str, _Counts]], chan
     after: Allocation | None = change.after
     row = before if after is None else after
     assert row is not None
-    if before is not None and after is not None and before.client_status == after.client_status:
-        return
     key = (row.namespace, row.job_id)
-    counts = _open(tx, groups, key)
     summary = tx.job_summary(*key)
-    if counts is None or summary is None:
+    if summary is None:
         return
-    # A job that was purged and registered again does not count the allocations of its former life.
-    if row.job is not None and row.job.create_index != summary.create_index:
+    old, new = _place(before, summary), _place(after, summary)
+    if old == new:
         return
-    group = counts.setdefault(row.task_group, _Counts())
-    if before is not None and (after is not None or before.client_status not in _STAYS_COUNTED):
-        group.add(before.client_status, -1)
-    if after is not None:
-        group.add(after.client_status, 1)
-        if before is None and after.client_status == "pending" and group.queued:
+    counts = _open(tx, groups, key)
+    assert counts is not None
+    if old is not None and (after is not None or old[1] not in _STAYS_COUNTED):
+        counts.setdefault(old[0], _Counts()).add(old[1], -1)
+    if new is not None:
+        group = counts.setdefault(new[0], _Counts())
+        group.add(new[1], 1)
+        if before is None and new[1] == "pending" and group.queued:
             group.queued -= 1
+
+
+def _place(alloc: Allocation | None, summary: JobSummary) -> tuple[str, str] | None:
+    """The group and client status that an allocation is counted under; None when this summary does not count it."""
+    # A job that was purged and registered again does not count the allocations of its former life.
+    if alloc is None or (alloc.job is not None and alloc.job.create_index != summary.create_index):
+        return None
+    return alloc.task_group, alloc.client_status
 
 
 def _count_queued(

@@ -90,8 +90,11 @@ def _place(tx: Transaction, alloc: Allocation, planned: Job | None) -> None:
             modify_time=tx.now_ns,
         )
     else:
-        # Lost and unknown are the scheduler's words; all other statuses are the client's.
-        marked = alloc.client_status in ("lost", "unknown")
+        # Lost and unknown are the scheduler's words; all other statuses are the client's, and the end is the end.
+        marked = (
+            alloc.client_status in ("lost", "unknown")
+            and existing.client_status not in schema.CLIENT_TERMINAL
+        )
         stored = msgspec.structs.replace(
             alloc,
             job=_shared(tx, alloc, planned),
