@@ -88,13 +88,15 @@ def _entry(
 
     async def entry(request: web.Request) -> web.StreamResponse:
         handler = by_method.get(request.method, anything)
-        if handler is None:
-            return await compressed(request, text_response(405, "Invalid method"))
         now = clock().time
         started = now()
+        metrics.count("nomad.nomad.http.requests")
         try:
+            if handler is None:
+                return await compressed(request, text_response(405, "Invalid method"))
             return await handler(api, request)
         except NomadError as error:
+            metrics.count("nomad.nomad.http.errors", code=str(error.status))
             return await compressed(request, error_response(error))
         except (ConnectionResetError, BrokenPipeError):
             # The client has gone; there is nobody to answer.
