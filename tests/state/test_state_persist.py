@@ -173,3 +173,24 @@ def test_the_checksum_does_not_depend_on_which_jobs_are_shared() -> None:
     writer.put("a2", apart)
     tables = {**state.tables, "allocs": writer.commit()}
     assert checksum(Snapshot(state.index, tables, state.table_indexes)) == checksum(state)
+
+
+def test_the_checksum_looks_at_rows_at_jobs_of_allocations_and_not_at_the_order_of_a_dict() -> None:
+    def of(meta: dict[str, str], count: int) -> str:
+        m = Machine()
+        m.run(NodeRegister(node=node(meta=meta)))
+        m.run(JobRegister(job=job(count=count)))
+        m.run(PlanResults(plans=[plan(alloc("a1"))]))
+        found = m.state.alloc("a1")
+        assert found is not None
+        # Only the allocation's own copy of the job is left to differ.
+        writers = {name: m.state.tables[name].writer() for name in ("jobs", "job_versions")}
+        writers["jobs"].delete(("default", "web"))
+        writers["job_versions"].delete(("default", "web", 0))
+        tables = {**m.state.tables, **{name: w.commit() for name, w in writers.items()}}
+        return checksum(Snapshot(m.state.index, tables, m.state.table_indexes))
+
+    base = of({"a": "1", "b": "2"}, 2)
+    assert of({"b": "2", "a": "1"}, 2) == base
+    assert of({"a": "1", "b": "3"}, 2) != base
+    assert of({"a": "1", "b": "2"}, 3) != base
