@@ -35,7 +35,6 @@ from nomadpy.models.node import NodeMetaResponse
 from nomadpy.models.stats import (
     AllocResourceUsage,
     HostStats,
-    ResourceUsage,
     StreamFrame,
     TaskResourceUsage,
 )
@@ -170,16 +169,13 @@ class Endpoints:
         name = request.flags.get("task", "")
         tasks = {name: runner.task(name)} if name else runner.tasks
         now_ns = self._clock.now_ns()
-        usages = {
-            task: TaskResourceUsage(resource_usage=usage, timestamp=now_ns)
-            for task, usage in (await self._usages(tasks)).items()
-        }
+        usages = await self._usages(tasks)
         whole = total(u.resource_usage for u in usages.values() if u.resource_usage is not None)
         return _json(AllocResourceUsage(resource_usage=whole, tasks=usages, timestamp=now_ns))
 
     @staticmethod
-    async def _usages(tasks: Mapping[str, TaskRunner]) -> dict[str, ResourceUsage]:
-        found: dict[str, ResourceUsage] = {}
+    async def _usages(tasks: Mapping[str, TaskRunner]) -> dict[str, TaskResourceUsage]:
+        found: dict[str, TaskResourceUsage] = {}
         for name, runner in tasks.items():
             usage = await runner.stats()
             if usage is not None:

@@ -36,7 +36,7 @@ class TaskRecord(msgspec.Struct, frozen=True, kw_only=True):
     """All of a task that survives an agent restart.
 
     attempt: counts starts. launching: the driver was told to start it and has not answered; after a crash the
-    task may or may not run, so whatever bears its id is removed before the next start.
+    task may or may not run, so the driver is asked for it by its id.
     """
 
     state: TaskState
@@ -91,8 +91,10 @@ class LaunchFailed(msgspec.Struct, frozen=True, kw_only=True):
     recoverable: bool
 
 
-class Recovered(msgspec.Struct, frozen=True):
+class Recovered(msgspec.Struct, frozen=True, kw_only=True):
     """The driver holds the task of an earlier agent process again."""
+
+    handle: TaskHandle
 
 
 class RecoverFailed(msgspec.Struct, frozen=True, kw_only=True):
@@ -170,9 +172,9 @@ class Launch(msgspec.Struct, frozen=True):
 
 
 class Recover(msgspec.Struct, frozen=True, kw_only=True):
-    """Have the driver take it up; answer Recovered or RecoverFailed."""
+    """Have the driver take it up; answer Recovered or RecoverFailed. handle: None when its start was not seen through."""
 
-    handle: TaskHandle
+    handle: TaskHandle | None
 
 
 class Watch(msgspec.Struct, frozen=True):
@@ -219,7 +221,7 @@ class TaskMachine:
         self.phase = Phase.WAITING
         if record.state.state == "dead":
             self.phase = Phase.DEAD
-        elif record.handle is not None:
+        elif record.handle is not None or record.launching:
             self.phase = Phase.RECOVERING
 
     @staticmethod
@@ -239,7 +241,7 @@ class TaskMachine:
 
     def begin(self) -> list[Instruction]:
         """What to do first; only a task with a handle has something."""
-        if self.phase is Phase.RECOVERING and self.record.handle is not None:
+        if self.phase is Phase.RECOVERING:
             return [Recover(handle=self.record.handle)]
         if self.phase is Phase.DEAD and self.record.handle is not None:
             return self._forget()
@@ -278,24 +280,23 @@ class TaskMachine:
                 self._add(failure(now_ns, message))
                 return self._decide(now_ns, successful=False, recoverable=recoverable)
             case Phase.LAUNCHING, Launched(handle=handle):
-                self._set(launching=False, handle=handle)
-                self._state(
-                    events.started(now_ns),
-                    state="running",
-                    started_at=gotime.from_ns(now_ns),
-                    finished_at=None,
-                )
-                return [Watch(), *self._run_or_stop(now_ns)]
+                return self._on_started(handle, now_ns)
             case Phase.LAUNCHING, LaunchFailed(message=message, recoverable=recoverable):
                 self._set(launching=False)
                 self._add(events.driver_failure(now_ns, message))
                 if self._kill is not None:
                     return self._dead_by_kill(now_ns)
                 return self._decide(now_ns, successful=False, recoverable=recoverable)
-            case Phase.RECOVERING, Recovered():
+            case Phase.RECOVERING, Recovered(handle=handle):
+                if self.record.launching:
+                    return self._on_started(handle, now_ns)
                 return [Watch(), *self._run_or_stop(now_ns)]
             case Phase.RECOVERING, RecoverFailed(message=message):
-                self._add(events.driver_message(now_ns, message))
+                if self.record.launching:
+                    # It never came to a start, which is no news to anyone.
+                    self._set(launching=False)
+                else:
+                    self._add(events.driver_message(now_ns, message))
                 if self._kill is not None:
                     return self._dead_by_kill(now_ns)
                 self.phase = Phase.WAITING
@@ -307,6 +308,16 @@ class TaskMachine:
     def _prepare(self) -> list[Instruction]:
         self.phase = Phase.PREPARING
         return [Prepare()]
+
+    def _on_started(self, handle: TaskHandle, now_ns: int) -> list[Instruction]:
+        self._set(launching=False, handle=handle)
+        self._state(
+            events.started(now_ns),
+            state="running",
+            started_at=gotime.from_ns(now_ns),
+            finished_at=None,
+        )
+        return [Watch(), *self._run_or_stop(now_ns)]
 
     def _run_or_stop(self, now_ns: int) -> list[Instruction]:
         # A kill or restart may have been asked for while the driver was busy.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from agent import task_env
 from agent.drivers.base import (
@@ -31,7 +31,7 @@ from agent.services.certificates import CredentialsError
 from nomadpy import logs
 from nomadpy.errors import DefiniteError, NomadError, NotFoundError
 from nomadpy.models.allocation import Allocation, TaskState
-from nomadpy.models.stats import ResourceUsage
+from nomadpy.models.stats import TaskResourceUsage
 from nomadpy.models.task import Task
 from nomadpy.models.task_blocks import WorkloadIdentity
 
@@ -39,6 +39,15 @@ log = logs.get(__name__)
 
 _SECOND = 1_000_000_000
 _FORCE_TIMEOUT_S = 1.0
+
+
+@runtime_checkable
+class MeasuresProcesses(Protocol):
+    """A driver that can tell the processes of a task apart."""
+
+    async def usage(self, task_id: str) -> TaskResourceUsage:
+        """As `stats`, with every process."""
+        ...
 
 
 class TaskNotRunningError(DefiniteError):
@@ -68,8 +77,6 @@ class TaskRunner:
         self._inbox: asyncio.Queue[machine.Event] = asyncio.Queue()
         self._children: dict[str, asyncio.Task[None]] = {}
         self._config: TaskConfig | None = None
-        # A start that an earlier agent process began and did not see through.
-        self._orphan = record is not None and record.launching
         # What was lost while the agent was away may run elsewhere by now: servers decide before it starts here again.
         self._ask_first = record is not None
         now_ns = context.clock.now_ns()
@@ -122,12 +129,18 @@ class TaskRunner:
         self.post(machine.Note(event=events.signaling(self._context.clock.now_ns(), signal)))
         await self._driver().signal(self.task_id, signal)
 
-    async def stats(self) -> ResourceUsage | None:
-        """Use of the running task; None when it does not run."""
+    async def stats(self) -> TaskResourceUsage | None:
+        """Use of the running task, by process where the driver can tell; None when it does not run."""
         if not self.is_running:
             return None
+        driver = self._driver()
         try:
-            return await self._driver().stats(self.task_id)
+            if isinstance(driver, MeasuresProcesses):
+                return await driver.usage(self.task_id)
+            return TaskResourceUsage(
+                resource_usage=await driver.stats(self.task_id),
+                timestamp=self._context.clock.now_ns(),
+            )
         except (DriverError, NotFoundError):
             # It ended between the question and the answer.
             return None
@@ -142,16 +155,22 @@ class TaskRunner:
 
     async def kill_now(self) -> None:
         """Stop and forget the workload without the machine: only when `run` has ended."""
-        if self.machine.record.handle is None:
-            return
         driver = self._driver()
+        record = self.machine.record
+        if record.handle is None and not record.launching:
+            return
         try:
+            if record.handle is None:
+                handle = TaskHandle(driver=driver.name, task_id=self.task_id)
+                await driver.recover(handle, self._present_config())
             await driver.stop(
                 self.task_id,
                 signal=self.machine.spec.kill_signal,
                 timeout_s=self.machine.spec.kill_timeout_ns / _SECOND,
             )
             await driver.destroy(self.task_id)
+        except TaskNotFoundError:
+            return
         except NomadError as cause:
             self._log.warning("task not stopped on exit", error=cause.message)
 
@@ -242,9 +261,6 @@ class TaskRunner:
             await context.contacted.wait()
             self._ask_first = False
         driver = self._driver()
-        if self._orphan:
-            await self._remove_orphan(driver)
-            self._orphan = False
         if self.machine.record.attempt == 0:
             self.post(
                 machine.Note(event=events.setup(context.clock.now_ns(), "Building Task Directory"))
@@ -272,16 +288,18 @@ class TaskRunner:
             self._log.info("task started", attempt=self.machine.record.attempt)
             self.post(machine.Launched(handle=started.handle))
 
-    async def _recover(self, handle: TaskHandle) -> None:
+    async def _recover(self, handle: TaskHandle | None) -> None:
+        # A start that no agent saw through left no handle; the drivers can find a task by its id and attempt.
+        found = handle or TaskHandle(driver=self._task.driver, task_id=self.task_id)
         try:
-            await self._driver().recover(handle, self._present_config())
+            await self._driver().recover(found, self._present_config())
         except NomadError as cause:
             self._log.warning("task lost while the agent was away", error=cause.message)
             self.post(machine.RecoverFailed(message=f"failed to recover task: {cause.message}"))
         else:
             self._ask_first = False
             self._log.info("task recovered")
-            self.post(machine.Recovered())
+            self.post(machine.Recovered(handle=found))
 
     async def _watch(self) -> None:
         try:
@@ -321,19 +339,6 @@ class TaskRunner:
             return
         except NomadError as cause:
             self._log.warning("ended task not removed from its driver", error=cause.message)
-
-    async def _remove_orphan(self, driver: Driver) -> None:
-        """Remove what a start may have left whose outcome no agent process saw."""
-        handle = TaskHandle(driver=driver.name, task_id=self.task_id)
-        try:
-            await driver.recover(handle, self._present_config())
-            await driver.stop(self.task_id, signal="SIGKILL", timeout_s=_FORCE_TIMEOUT_S)
-            await driver.destroy(self.task_id)
-        except (NomadError, LookupError, TypeError, ValueError) as cause:
-            # Most drivers cannot find a task by its id alone; then nothing of it is theirs.
-            self._log.debug("no orphan found", error=str(cause))
-        else:
-            self._log.warning("removed a task that was started before the agent died")
 
     def _prepare_broke(self, message: str) -> None:
         self.post(machine.PrepareFailed(message=message, recoverable=False))

@@ -163,7 +163,7 @@ def test_a_restored_task_is_recovered_and_keeps_its_start_time() -> None:
     before = running()
     it = TaskMachine(before.spec, before.record, SeededEntropy(1))
     assert it.begin() == [machine.Recover(handle=HANDLE)]
-    assert it.handle(machine.Recovered(), NOW + SECOND) == [machine.Watch()]
+    assert it.handle(machine.Recovered(handle=HANDLE), NOW + SECOND) == [machine.Watch()]
     assert it.state.started_at == before.state.started_at
 
 
@@ -175,6 +175,22 @@ def test_a_restored_task_that_is_gone_waits_for_its_turn_again() -> None:
     assert it.phase is Phase.WAITING
     assert it.record.handle is None
     assert it.state.restarts == 0
+
+
+def test_a_start_that_nobody_saw_through_is_asked_for_by_id_and_taken_over() -> None:
+    before = new()
+    before.handle(machine.Allowed(), NOW)
+    before.handle(machine.Prepared(), NOW)
+    it = TaskMachine(before.spec, before.record, SeededEntropy(1))
+    assert it.begin() == [machine.Recover(handle=None)]
+    assert it.handle(machine.Recovered(handle=HANDLE), NOW) == [machine.Watch()]
+    assert (it.state.state, it.record.handle, it.record.launching) == ("running", HANDLE, False)
+    assert shape(it)[-1] == "Started"
+    gone = TaskMachine(before.spec, before.record, SeededEntropy(1))
+    gone.begin()
+    assert gone.handle(machine.RecoverFailed(message="unknown"), NOW) == []
+    assert (gone.phase, gone.record.launching) == (Phase.WAITING, False)
+    assert "Driver" not in shape(gone)
 
 
 def test_a_dead_task_is_revived_only_when_all_are_restarted() -> None:
@@ -220,7 +236,7 @@ ANY_EVENT = st.one_of(
     st.builds(machine.PrepareFailed, message=st.just("x"), recoverable=st.booleans()),
     st.just(machine.Launched(handle=HANDLE)),
     st.builds(machine.LaunchFailed, message=st.just("x"), recoverable=st.booleans()),
-    st.just(machine.Recovered()),
+    st.just(machine.Recovered(handle=HANDLE)),
     st.just(machine.RecoverFailed(message="x")),
     st.builds(exited, st.sampled_from([0, 1]), st.sampled_from([0, 9])),
     st.just(machine.StopFailed(message="x")),
