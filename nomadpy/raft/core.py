@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 from nomadpy import logs
 from nomadpy.clock import Clock
@@ -28,24 +28,14 @@ from nomadpy.raft import messages as wire
 from nomadpy.raft.config import PeerSpec, RaftConfig, StateMachine
 from nomadpy.raft.journal import Journal, LogEntry, SafetyError
 from nomadpy.raft.pysyncobj_seam import LEADER, MEMBERSHIP, REGULAR, Consensus
-from nomadpy.raft.replication import Progress, ReadQueue, Transfer, Waiter
+from nomadpy.raft.replication import Head, Outbox, Progress, ReadQueue, Replicator, Waiter
 from nomadpy.raft.snapshots import Receiver, SnapshotHeader, SnapshotStore
 
-_CHUNKS_UNDER_WAY = 8
 _MAX_APPLIED_A_ROUND = 2000
 _COMMIT_SPREAD_S = 0.002
 """After a commit the followers are told by the next append; without one, this much later."""
 
 log = logs.get(__name__)
-
-
-class Outbox(Protocol):
-    """What the core needs of the transport."""
-
-    def send(self, server_id: str, message: wire.Message) -> None: ...
-    def add_peer(self, peer: PeerSpec) -> None: ...
-    def drop_peer(self, server_id: str) -> None: ...
-    def is_connected(self, server_id: str) -> bool: ...
 
 
 Completion = Callable[[int, object, str], None]
@@ -72,7 +62,8 @@ class RaftCore(Consensus):
         self.state_machine = state_machine
         self.history = conf.ConfigurationHistory()
         self.reads = ReadQueue()
-        self.progress: dict[str, Progress] = {}
+        self.replicator = Replicator(config, journal, snapshots, outbox)
+        self.progress = self.replicator.progress
         self.receiver: Receiver | None = None
         self.durable_index = journal.last_index
         self.leader_contact: float | None = None
@@ -196,7 +187,7 @@ class RaftCore(Consensus):
     def install(self, header: SnapshotHeader, leader: PeerSpec | None) -> bool:
         """Take a verified, staged snapshot over (M7); False when the log meanwhile holds what it covers."""
         self.enter()
-        if self._holds(header.index, header.term):
+        if self.is_leader() or self._holds(header.index, header.term):
             return False
         self.state_machine.restore(self.snapshots.chunks(header, staged=True))
         self.journal.reset(header.index, header.term)
@@ -240,16 +231,12 @@ class RaftCore(Consensus):
     def _refresh_members(self) -> None:
         """Bring PySyncObj's set of nodes to the configuration in force."""
         others = self.members()
-        members = {peer.id for peer in others}
-        for server_id in list(self.progress):
-            if server_id not in members:
-                del self.progress[server_id]
-                self.outbox.drop_peer(server_id)
+        gone = self.replicator.set_members([peer.id for peer in others])
+        for server_id in gone:
+            self.outbox.drop_peer(server_id)
         self.set_members(others)
         for peer in others:
             self.outbox.add_peer(peer)
-            if peer.id not in self.progress:
-                self.progress[peer.id] = Progress(self.journal.last_index + 1)
 
     def _note_change(self, command: bytes, index: int) -> bool:
         if command[0] != MEMBERSHIP:
@@ -284,9 +271,7 @@ class RaftCore(Consensus):
     def on_state_changed(self, before: int, after: int) -> None:
         if after == LEADER:
             self._noop_index = self.journal.last_index + 1
-            self.progress = {
-                peer.id: Progress(self.journal.last_index + 1) for peer in self.members()
-            }
+            self.replicator.start()
         if before == LEADER:
             self._noop_index = 0
             self.holding_proposals = False
@@ -424,105 +409,10 @@ class RaftCore(Consensus):
         heartbeat, self._heartbeat_due = self._heartbeat_due, False
         if heartbeat:
             self.postpone_heartbeat(now + self.settings.heartbeat_s)
-        shared: dict[tuple[int, int], wire.AppendEntries] = {}
-        sent_to_all = True
-        for server_id, progress in self.progress.items():
-            if not self.outbox.is_connected(server_id):
-                progress.transfer = None
-                continue
-            sent = False
-            if progress.next <= self.journal.first_index:
-                sent = self._send_snapshot(server_id, progress)
-            else:
-                progress.transfer = None
-                while progress.next <= self.journal.last_index and progress.may_send(
-                    self.settings.window_bytes
-                ):
-                    self._send_entries(server_id, progress, shared)
-                    sent = True
-            if heartbeat and not sent and progress.transfer is not None:
-                self.outbox.send(
-                    server_id, self._snapshot_chunk(progress.transfer, b"", last=False)
-                )
-            elif heartbeat and not sent:
-                prev = max(
-                    min(progress.next - 1, self.journal.last_index), self.journal.first_index
-                )
-                progress.waiting = False
-                self.outbox.send(server_id, self._append_message(prev, 0, shared))
-            sent_to_all = sent_to_all and sent
-        if heartbeat or sent_to_all:
+        head = Head(self.term(), self.commit_index(), self.reads.round)
+        all_told = self.replicator.replicate(head, heartbeat=heartbeat)
+        if heartbeat or all_told:
             self._spread_at = None
-
-    def _send_entries(
-        self,
-        server_id: str,
-        progress: Progress,
-        shared: dict[tuple[int, int], wire.AppendEntries],
-    ) -> None:
-        size = count = 0
-        for command, _, _ in self.journal.slice(
-            progress.next, progress.next + self.settings.max_batch
-        ):
-            size += len(command)
-            count += 1
-            if size >= self.settings.append_bytes:
-                break
-        message = self._append_message(progress.next - 1, count, shared)
-        self.outbox.send(server_id, message)
-        progress.sent(progress.next + count - 1, size)
-
-    def _append_message(
-        self, prev_index: int, count: int, shared: dict[tuple[int, int], wire.AppendEntries]
-    ) -> wire.AppendEntries:
-        message = shared.get((prev_index, count))
-        if message is None:
-            prev_term = self.journal.term_at(prev_index)
-            assert prev_term is not None
-            entries = self.journal.slice(prev_index + 1, prev_index + count)
-            message = shared[prev_index, count] = wire.AppendEntries(
-                term=self.term(),
-                commit=self.commit_index(),
-                round=self.reads.round,
-                prev_index=prev_index,
-                prev_term=prev_term,
-                entries=[(term, command) for command, _, term in entries],
-            )
-        return message
-
-    def _send_snapshot(self, server_id: str, progress: Progress) -> bool:
-        latest = self.snapshots.latest
-        assert latest is not None
-        transfer = progress.transfer
-        if transfer is None or transfer.index < self.snapshots.headers[0].index:
-            transfer = progress.transfer = Transfer(latest.index, latest.term)
-        header = SnapshotHeader(transfer.index, transfer.term, conf.Configuration())
-        size = self.settings.snapshot_chunk_bytes
-        sent = False
-        while transfer.sent - transfer.acked < size * _CHUNKS_UNDER_WAY:
-            data = self.snapshots.read(header, transfer.sent, size + 1)
-            if not data:
-                break
-            last = len(data) <= size
-            self.outbox.send(server_id, self._snapshot_chunk(transfer, data[:size], last=last))
-            transfer.sent += min(len(data), size)
-            sent = True
-            if last:
-                break
-        return sent
-
-    def _snapshot_chunk(self, transfer: Transfer, data: bytes, *, last: bool) -> wire.SnapshotChunk:
-        return wire.SnapshotChunk(
-            term=self.term(),
-            commit=self.commit_index(),
-            round=self.reads.round,
-            index=transfer.index,
-            snapshot_term=transfer.term,
-            attempt=transfer.attempt,
-            offset=transfer.sent,
-            data=data,
-            last=last,
-        )
 
     # ---- reads
 
@@ -542,6 +432,20 @@ class RaftCore(Consensus):
         self.reads.finish(confirmed, self.applied_index())
 
     # ---- messages
+
+    def can_wait(self, message: wire.Message) -> bool:
+        """Whether a message may wait for the next round: a follower's answer to a heartbeat that changes nothing.
+
+        Without this an idle leader would be woken by every answer.
+        """
+        return (
+            type(message) is wire.AppendReply
+            and message.ok
+            and message.index == self.journal.last_index == self.commit_index()
+            and self.is_leader()
+            and message.term == self.term()
+            and not self.reads.is_waiting
+        )
 
     def receive(self, peer: PeerSpec, message: wire.Message) -> None:
         """Take one message of a server whose certificate was checked."""
@@ -595,6 +499,10 @@ class RaftCore(Consensus):
             self._refuse(peer, journal.last_index + 1)
             return
         if known_term != prev_term:
+            if prev_index <= self.commit_index():
+                raise SafetyError(
+                    f"entry {prev_index} is committed with term {known_term}, {peer.id} leads with {prev_term}"
+                )
             self._refuse(peer, self._start_of_term(prev_index, known_term))
             return
         last = prev_index + len(entries)

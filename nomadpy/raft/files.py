@@ -65,6 +65,10 @@ class Files(Protocol):
         """Cut the file, durably."""
         ...
 
+    def write_again(self, path: str, offset: int, data: bytes) -> None:
+        """Overwrite bytes with the same bytes, durably, for when it is not known whether they reached the disk."""
+        ...
+
     def sync_directory(self, directory: str) -> None:
         """Make the names in the directory durable."""
         ...
@@ -134,6 +138,19 @@ class RealFiles:
         descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
         try:
             os.ftruncate(descriptor, size)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def write_again(self, path: str, offset: int, data: bytes) -> None:
+        """Overwrite bytes with the same bytes, durably."""
+        descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            rest = memoryview(data)
+            while rest:
+                written = os.pwrite(descriptor, rest, offset)
+                offset += written
+                rest = rest[written:]
             os.fsync(descriptor)
         finally:
             os.close(descriptor)

@@ -75,6 +75,7 @@ class Journal:
         self._dropped: list[str] = []
         self._file: AppendFile | None = None
         files.make_directory(directory)
+        self._last_batch: tuple[str, int, bytes] | None = None
         found = self._load_hard_state()
         self._load_segments()
         if not found and self.entries and self.entries[-1][2] > 0:
@@ -82,6 +83,8 @@ class Journal:
                 f"{self._hard_state_path}: missing, though the log has entries of term {self.entries[-1][2]}; "
                 f"without its vote this server could vote twice. {_ADVICE}"
             )
+        if self._fsync:
+            self._make_certain(hard_state=found)
 
     # ---- the log in memory
 
@@ -166,10 +169,7 @@ class Journal:
         """Make everything durable. Raises OSError; what is on disk is then unknown and the server must stop."""
         if self._hard_state_dirty:
             # Before the log: a log with entries of a term that the hard state does not know could vote again in it.
-            body = msgspec.msgpack.encode((self.term, self.vote))
-            data = _HARD_STATE_MAGIC + _crc(body).to_bytes(4, "little") + body
-            write_atomically(self._files, self._hard_state_path, data, fsync=self._fsync)
-            self._hard_state_dirty = False
+            self._write_hard_state()
         if self._pending:
             payload = b"".join(self._pending)
             file = self._file
@@ -189,6 +189,22 @@ class Journal:
         if self._file is not None:
             self._file.close()
             self._file = None
+
+    def _make_certain(self, *, hard_state: bool) -> None:
+        """A process that died between write and sync, or of a failed sync, leaves in the page cache what may not be
+        on the disk; and after a failed sync the kernel takes the pages for clean. So write the newest again."""
+        if self._last_batch is not None:
+            self._files.write_again(*self._last_batch)
+            self._last_batch = None
+        if hard_state:
+            self._write_hard_state()
+        self._files.sync_directory(self._directory)
+
+    def _write_hard_state(self) -> None:
+        body = msgspec.msgpack.encode((self.term, self.vote))
+        data = _HARD_STATE_MAGIC + _crc(body).to_bytes(4, "little") + body
+        write_atomically(self._files, self._hard_state_path, data, fsync=self._fsync)
+        self._hard_state_dirty = False
 
     def _record(self, kind: int, index: int, term: int, command: bytes = b"") -> None:
         if not self._pending:
@@ -257,6 +273,7 @@ class Journal:
             if end is None:
                 break
             self._replay(path, data, good + _BATCH.size, end)
+            self._last_batch = (path, good, data[good:end])
             good = end
         if good < len(data) or not data:
             self._cut_torn_end(path, data, good, is_last=is_last)

@@ -472,6 +472,9 @@ class RaftNode:
                 await self._round()
                 self._rounds += 1
                 self._set_timer()
+                if self._wake.is_set():
+                    # A long log to apply, and nothing to sync in between: let the others run.
+                    await asyncio.sleep(0)
         except Exception as cause:
             log.exception("a raft round failed", server=self.config.name)
             self._fatal(f"{type(cause).__name__}: {cause}")
@@ -566,7 +569,8 @@ class RaftNode:
 
     def _deliver(self, link: Link, size: int, message: Message) -> None:
         self._inbox.append((link, size, message))
-        self._wake.set()
+        if not self.core.can_wait(message):
+            self._wake.set()
 
     def _on_link(self, peer: PeerSpec, connected: bool) -> None:
         self._post(lambda: self.core.link_changed(peer, connected))

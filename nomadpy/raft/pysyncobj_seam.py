@@ -339,9 +339,10 @@ class Consensus(pysyncobj.SyncObj):  # type: ignore[misc]
     def set_members(self, others: list[PeerSpec]) -> None:
         """The other servers whose votes and acknowledgements count."""
         nodes = [NodeRef(peer) for peer in others]
+        before = self.otherNodes
         self._SyncObj__updateClusterConfiguration(nodes)
         for node in nodes:
-            if node not in self._SyncObj__lastResponseTime:
+            if node not in before:
                 self._SyncObj__raftMatchIndex[node] = 0
                 self._SyncObj__lastResponseTime[node] = self.clock.monotonic()
 

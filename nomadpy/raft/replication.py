@@ -1,8 +1,174 @@
-"""How far each follower is, as its leader knows: what to send next and how much may be under way."""
+"""What a leader sends: how far each follower is, what it lacks, how much may be under way, which reads wait."""
 
 from __future__ import annotations
 
 from collections import deque
+from typing import Protocol
+
+import msgspec
+
+from nomadpy.raft import messages as wire
+from nomadpy.raft.config import PeerSpec, RaftConfig
+from nomadpy.raft.configuration import Configuration
+from nomadpy.raft.journal import Journal
+from nomadpy.raft.snapshots import SnapshotHeader, SnapshotStore
+
+_CHUNKS_UNDER_WAY = 8
+
+
+class Outbox(Protocol):
+    """What the core needs of the transport."""
+
+    def send(self, server_id: str, message: wire.Message) -> None:
+        """Queue a message; lost when the server is not connected."""
+        ...
+
+    def add_peer(self, peer: PeerSpec) -> None:
+        """Keep a connection to this server."""
+        ...
+
+    def drop_peer(self, server_id: str) -> None:
+        """End the connections to this server."""
+        ...
+
+    def is_connected(self, server_id: str) -> bool:
+        """Whether requests to this server would be sent."""
+        ...
+
+
+class Head(msgspec.Struct, frozen=True):
+    """What every message of a leader says of it."""
+
+    term: int
+    commit: int
+    round: int
+
+
+class Replicator:
+    """Sends followers what they lack: heartbeats, entries, or a snapshot when the log no longer reaches back."""
+
+    def __init__(
+        self, config: RaftConfig, journal: Journal, snapshots: SnapshotStore, outbox: Outbox
+    ) -> None:
+        self.progress: dict[str, Progress] = {}
+        self._config = config
+        self._journal = journal
+        self._snapshots = snapshots
+        self._outbox = outbox
+        self._shared: dict[tuple[int, int], wire.AppendEntries] = {}
+
+    def set_members(self, server_ids: list[str]) -> list[str]:
+        """The followers from now on; return those that are none any more."""
+        gone = [server_id for server_id in self.progress if server_id not in server_ids]
+        for server_id in gone:
+            del self.progress[server_id]
+        for server_id in server_ids:
+            if server_id not in self.progress:
+                self.progress[server_id] = Progress(self._journal.last_index + 1)
+        return gone
+
+    def start(self) -> None:
+        """A leadership begins: nothing is known of anyone."""
+        for server_id in self.progress:
+            self.progress[server_id] = Progress(self._journal.last_index + 1)
+
+    def replicate(self, head: Head, *, heartbeat: bool) -> bool:
+        """Send what can be sent; with `heartbeat` every follower hears something. True when all got entries or are
+        not connected, so that all who listen know the commit index."""
+        self._shared = {}
+        all_told = True
+        for server_id, progress in self.progress.items():
+            if not self._outbox.is_connected(server_id):
+                progress.transfer = None
+                continue
+            if progress.next <= self._journal.first_index:
+                sent = self._send_snapshot(server_id, progress, head)
+            else:
+                sent = self._send_entries(server_id, progress, head)
+            if heartbeat and not sent:
+                self._send_heartbeat(server_id, progress, head)
+            all_told = all_told and sent
+        return all_told
+
+    def _send_heartbeat(self, server_id: str, progress: Progress, head: Head) -> None:
+        if progress.transfer is not None:
+            self._outbox.send(server_id, self._chunk(progress.transfer, head, b"", last=False))
+            return
+        journal = self._journal
+        prev_index = max(min(progress.next - 1, journal.last_index), journal.first_index)
+        progress.waiting = False
+        self._outbox.send(server_id, self._append(prev_index, 0, head))
+
+    def _send_entries(self, server_id: str, progress: Progress, head: Head) -> bool:
+        progress.transfer = None
+        sent = False
+        while progress.next <= self._journal.last_index and progress.may_send(
+            self._config.window_bytes
+        ):
+            size = count = 0
+            last = progress.next + self._config.max_batch - 1
+            for command, _, _ in self._journal.slice(progress.next, last):
+                size += len(command)
+                count += 1
+                if size >= self._config.append_bytes:
+                    break
+            self._outbox.send(server_id, self._append(progress.next - 1, count, head))
+            progress.sent(progress.next + count - 1, size)
+            sent = True
+        return sent
+
+    def _append(self, prev_index: int, count: int, head: Head) -> wire.AppendEntries:
+        """The message; followers that are equally far share one."""
+        message = self._shared.get((prev_index, count))
+        if message is None:
+            prev_term = self._journal.term_at(prev_index)
+            assert prev_term is not None
+            entries = self._journal.slice(prev_index + 1, prev_index + count)
+            message = self._shared[prev_index, count] = wire.AppendEntries(
+                term=head.term,
+                commit=head.commit,
+                round=head.round,
+                prev_index=prev_index,
+                prev_term=prev_term,
+                entries=[(term, command) for command, _, term in entries],
+            )
+        return message
+
+    def _send_snapshot(self, server_id: str, progress: Progress, head: Head) -> bool:
+        latest = self._snapshots.latest
+        assert latest is not None
+        transfer = progress.transfer
+        if transfer is None or transfer.index < self._snapshots.headers[0].index:
+            transfer = progress.transfer = Transfer(latest.index, latest.term)
+        header = SnapshotHeader(transfer.index, transfer.term, Configuration())
+        size = self._config.snapshot_chunk_bytes
+        sent = False
+        while transfer.sent - transfer.acked < size * _CHUNKS_UNDER_WAY:
+            data = self._snapshots.read(header, transfer.sent, size + 1)
+            if not data:
+                break
+            last = len(data) <= size
+            self._outbox.send(server_id, self._chunk(transfer, head, data[:size], last=last))
+            transfer.sent += min(len(data), size)
+            sent = True
+            if last:
+                break
+        return sent
+
+    def _chunk(
+        self, transfer: Transfer, head: Head, data: bytes, *, last: bool
+    ) -> wire.SnapshotChunk:
+        return wire.SnapshotChunk(
+            term=head.term,
+            commit=head.commit,
+            round=head.round,
+            index=transfer.index,
+            snapshot_term=transfer.term,
+            attempt=transfer.attempt,
+            offset=transfer.sent,
+            data=data,
+            last=last,
+        )
 
 
 class Progress:
@@ -102,6 +268,11 @@ class ReadQueue:
         self.round = 0
         self._fresh: list[Waiter] = []
         self._open: deque[tuple[int, int, list[Waiter]]] = deque()
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether anyone waits."""
+        return bool(self._fresh or self._open)
 
     def add(self, waiter: Waiter) -> None:
         """A read arrived; it joins the next round."""

@@ -66,6 +66,9 @@ class SnapshotStore:
             except CorruptionError as cause:
                 damaged.append(cause.message)
         self.headers.sort(key=lambda header: header.index)
+        if self._fsync:
+            # A process that died between rename and sync leaves a name that a power cut would take back.
+            self._files.sync_directory(self._directory)
         return damaged
 
     def chunks(self, header: SnapshotHeader, *, staged: bool = False) -> Iterator[bytes]:

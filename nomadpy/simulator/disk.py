@@ -149,6 +149,14 @@ class MemoryFiles:
         if not self.lying:
             content.durable = bytes(content.data)
 
+    def write_again(self, path: str, offset: int, data: bytes) -> None:
+        """Overwrite bytes with the same bytes, durably."""
+        self._check("write", path)
+        content = self._content(path)
+        content.data[offset : offset + len(data)] = data
+        if not self.lying:
+            content.durable = bytes(content.data)
+
     def sync_directory(self, directory: str) -> None:
         """Make names durable (all of them: changes keep their order over the whole disk, as in a journal)."""
         self._check("sync_directory", directory)

@@ -240,6 +240,23 @@ def test_a_failed_sync_is_raised_and_acknowledged_entries_survive(operation: str
         assert again.entries in (states[-1], journal.entries)
 
 
+def test_what_a_killed_process_wrote_and_did_not_sync_is_durable_once_it_was_read() -> None:
+    for operation in ("sync", "sync_directory"):
+        for seed in range(20):
+            files = MemoryFiles()
+            journal, _ = filled(files)
+            journal.append(b"read back", journal.last_index + 1, 3)
+            journal.set_hard_state(4, "s2")
+            files.fail(operation, errno.EIO, where=lambda path: "tmp" not in path)
+            with pytest.raises(OSError, match="error"):
+                journal.sync()
+            files = files.killed()
+            again = Journal(files, DIRECTORY)
+            third = Journal(files.power_cut(SeededEntropy(seed)), DIRECTORY)
+            assert third.entries == again.entries
+            assert (third.term, third.vote) == (again.term, again.vote)
+
+
 def test_the_real_disk_behaves_like_the_one_in_memory(tmp_path) -> None:  # type: ignore[no-untyped-def]
     directory = str(tmp_path / "raft" / "log")
     journal = Journal(RealFiles(), directory, segment_bytes=100)
