@@ -194,7 +194,9 @@ class Node:
         if self.server is not None:
             return self.server.server
         agent = self.agent
-        assert agent is not None and self._pool is not None and self.servers is not None
+        assert agent is not None
+        assert self._pool is not None
+        assert self.servers is not None
         return ClientCaller(
             caller_of_servers(self._pool, self.servers),
             self._agent_calls,
@@ -246,8 +248,9 @@ class Node:
 
     async def _attach_locally(self) -> None:
         """Let the server reach the agent in this process, as soon as the node has its id."""
-        assert self.agent is not None and self.server is not None
-        while not self.agent.node_id:
+        assert self.agent is not None
+        assert self.server is not None
+        while not self.agent.node_id:  # noqa: ASYNC110 - once, for a few milliseconds
             await asyncio.sleep(0.01)
         link = LocalLink(self._agent_calls, region=self.config.region)
         self.server.server.attach_local(self.agent.node_id, link)

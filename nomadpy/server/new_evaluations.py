@@ -14,6 +14,8 @@ from nomadpy.models.node import Node
 from nomadpy.state.store import Snapshot
 
 SYSTEM_TYPES = ("system", "sysbatch")
+# The state machine fills in the index of a registration; the wire has none for the others.
+_WITHOUT_JOB_INDEX = ("job-register", "deployment-watcher", "alloc-failure")
 
 
 def for_job(
@@ -34,7 +36,7 @@ def for_job(
         type=job.type,
         triggered_by=triggered_by,
         job_id=job.id,
-        job_modify_index=job.modify_index if triggered_by != "job-register" else 0,
+        job_modify_index=0 if triggered_by in _WITHOUT_JOB_INDEX else job.modify_index,
         deployment_id=deployment_id,
         node_id=node_id,
         status="pending",

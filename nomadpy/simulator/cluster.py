@@ -8,6 +8,7 @@ from typing import Any
 
 from nomadpy.daemon.server_process import ServerProcess
 from nomadpy.entropy import SeededEntropy
+from nomadpy.errors import CorruptionError
 from nomadpy.models.node import (
     DriverInfo,
     Node,
@@ -43,7 +44,6 @@ class SimServer:
         self.process: ServerProcess | None = None
         self._task: asyncio.Task[None] | None = None
         self.boots = 0
-        self.fatal: list[str] = []
 
     @property
     def address(self) -> str:
@@ -100,10 +100,32 @@ class SimServer:
                 ca_key_pem=b"simulated",
             )
 
-        self.process = ServerProcess(
+        try:
+            self.process = self._build(
+                settings, raft, clock, entropy, run_disk, run_scheduler, make_root_key
+            )
+        except CorruptionError as error:
+            # No fault of the plan damages what was synced: a disk that is refused has lost a promise.
+            cluster.broken.append(f"{self.name} refuses its disk: {error.message}")
+            return
+        cluster.wire(self)
+        await self.process.open()
+        self._task = cluster.tasks.start(self.process.run(), name=f"{self.name}-{self.boots}")
+
+    def _build(
+        self,
+        settings: ServerSettings,
+        raft: RaftConfig,
+        clock: SimClock,
+        entropy: SeededEntropy,
+        run_disk: Any,
+        run_scheduler: Any,
+        make_root_key: Any,
+    ) -> ServerProcess:
+        return ServerProcess(
             settings,
             raft,
-            network=cluster.network.host(self.name, role="server"),
+            network=self._cluster.network.host(self.name, role="server"),
             listen=self.address,
             files=self.files,
             clock=clock,
@@ -113,12 +135,9 @@ class SimServer:
             run_disk=run_disk,
             fatal=self._die,
         )
-        cluster.wire(self)
-        await self.process.open()
-        self._task = cluster.tasks.start(self.process.run(), name=f"{self.name}-{self.boots}")
 
     def _die(self, reason: str) -> None:
-        self.fatal.append(reason)
+        self._cluster.broken.append(f"{self.name} stopped itself: {reason}")
         raise RuntimeError(f"{self.name} stopped itself: {reason}")
 
     async def crash(self, *, power: bool) -> None:
@@ -213,6 +232,9 @@ class SimCluster:
         self.wire: Callable[[SimServer], None] = wire or (lambda _server: None)
         self.network = SimNetwork(SeededEntropy(f"{seed}-network"))
         self.tasks = Tasks()
+        self.broken: list[
+            str
+        ] = []  # servers that stopped themselves or refused to start, with the reason
         self.servers = [SimServer(self, number) for number in range(servers)]
         self.clients = [SimClient(self, number) for number in range(clients)]
 
@@ -272,9 +294,7 @@ def make_node(name: str, node_id: str, secret_id: str, entropy: SeededEntropy) -
                 NodeNetworkResource(
                     mode="host",
                     device="eth0",
-                    addresses=[
-                        NodeNetworkAddress(family="ipv4", alias="default", address=address)
-                    ],
+                    addresses=[NodeNetworkAddress(family="ipv4", alias="default", address=address)],
                 )
             ],
         ),

@@ -104,8 +104,10 @@ async def _run(
     finally:
         verdict.seconds = loop.time()
         await cluster.close()
-    if not verdict.violation and watch.violations:
-        verdict.violation = watch.violations[0]
+    first = [*watch.violations, *cluster.broken]
+    if first:
+        # What was broken on the way explains what did not come true at the end.
+        verdict.violation = first[0]
     verdict.entries = watch.entries
     verdict.acknowledged = sum(p.acknowledged for p in promises)
     verdict.faults = faults.done

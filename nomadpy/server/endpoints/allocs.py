@@ -100,7 +100,8 @@ class Allocs:
         )
         transition = DesiredTransition(
             migrate=True,
-            no_shutdown_delay=True if truth(request.flags, "no_shutdown_delay") else None,
+            reschedule=False,
+            no_shutdown_delay=truth(request.flags, "no_shutdown_delay"),
         )
         applied = await core.propose(
             commands.AllocTransition(transitions={alloc.id: transition}, evaluations=[evaluation]),

@@ -52,7 +52,7 @@ class JobPlan:
             )
             fields["annotations"] = decision.annotations
             fields["failed_tg_allocs"] = decision.failed_tg_allocs or None
-            fields["created_evals"] = [e for e in decision.created if e.status == "pending"] or None
+            fields["created_evals"] = decision.created or None
         if request.diff:
             fields["diff"] = annotate(diff_jobs(present, job), fields.get("annotations"))
         # The index of the job, or 0 where there is none yet: what an enforced registration must name.

@@ -12,7 +12,8 @@ import msgspec
 
 from nomadpy import logs
 from nomadpy.errors import NomadError
-from nomadpy.fsm.commands import DeploymentUpdate, EvalUpsert
+from nomadpy.fsm.commands import AllocTransition, DeploymentUpdate, EvalUpsert
+from nomadpy.models.allocation import DesiredTransition
 from nomadpy.models.deployment import Deployment
 from nomadpy.models.gotime import to_ns
 from nomadpy.server import new_evaluations
@@ -42,7 +43,7 @@ def review(deployment: Deployment, *, now_ns: int, seen: tuple[int, int]) -> Rev
     healthy, unhealthy = tally(deployment)
     if deployment.status == "paused":
         return Review()
-    if unhealthy:
+    if any(group.unhealthy_allocs and not group.progress_deadline for group in groups):
         return Review(fail=FAILED_UNHEALTHY)
     deadlines = [
         to_ns(group.require_progress_by)
@@ -118,6 +119,44 @@ class DeploymentWatcher:
                 return
         await asyncio.sleep(GATHER_S)
 
+    async def _allow_replacements(self, snapshot: Snapshot, deployment: Deployment) -> bool:
+        """Let the scheduler replace what failed within a deployment that still has time for it."""
+        core = self._core
+        states = deployment.task_groups or {}
+        failed = [
+            alloc
+            for alloc in snapshot.allocs_by_deployment(deployment.id)
+            if alloc.client_status == "failed"
+            and alloc.desired_status == "run"
+            and not alloc.next_allocation
+            and (alloc.desired_transition is None or not alloc.desired_transition.reschedule)
+            and alloc.task_group in states
+            and states[alloc.task_group].progress_deadline
+        ]
+        job = snapshot.job(deployment.namespace, deployment.job_id)
+        if not failed or job is None:
+            return False
+        evaluation = new_evaluations.for_job(
+            job,
+            "deployment-watcher",
+            entropy=core.entropy,
+            now_ns=core.clock.now_ns(),
+            deployment_id=deployment.id,
+            priority=deployment.eval_priority,
+        )
+        await core.propose(
+            AllocTransition(
+                transitions={
+                    alloc.id: msgspec.structs.replace(
+                        alloc.desired_transition or DesiredTransition(), reschedule=True
+                    )
+                    for alloc in failed
+                },
+                evaluations=[evaluation],
+            )
+        )
+        return True
+
     async def _look(self, deployment_id: str) -> None:
         core = self._core
         snapshot = core.snapshot()
@@ -127,6 +166,8 @@ class DeploymentWatcher:
             self._deadline.pop(deployment_id, None)
             return
         now_ns = core.clock.now_ns()
+        if deployment.status == "running" and await self._allow_replacements(snapshot, deployment):
+            return
         seen = self._seen.setdefault(deployment_id, (0, 0))
         verdict = review(deployment, now_ns=now_ns, seen=seen)
         if verdict.deadline_ns:

@@ -85,6 +85,7 @@ class LeaderDuties:
             )
             self.deployments.restore(snapshot)
             self.drainer.restore(snapshot)
+            self.garbage.restore(snapshot)
             async with asyncio.TaskGroup() as duties:
                 duties.create_task(self._establish(), name="establish-leadership")
                 duties.create_task(self.applier.run(), name="plan-applier")
@@ -129,6 +130,8 @@ class LeaderDuties:
             elif change.table == "jobs" and (after is None or after.stop):
                 gone = after or before
                 self.blocked.untrack(gone.namespace, gone.id)
+                if after is None:
+                    self.garbage.purged(gone.namespace, gone.id)
         if allocs_changed:
             self.drainer.allocs_changed()
 

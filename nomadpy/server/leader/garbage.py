@@ -7,6 +7,7 @@ objects' own times, so every leader judges alike.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine
 
 import msgspec
 
@@ -14,6 +15,7 @@ from nomadpy import logs
 from nomadpy.errors import NomadError
 from nomadpy.fsm.commands import DeploymentDelete, EvalDelete, JobBatchPurge, NodeDeregister
 from nomadpy.models.allocation import Allocation
+from nomadpy.models.evaluation import Evaluation
 from nomadpy.server.core import Core
 from nomadpy.server.settings import ServerSettings
 from nomadpy.state.store import Snapshot
@@ -21,6 +23,7 @@ from nomadpy.state.store import Snapshot
 log = logs.get(__name__)
 
 IN_ONE_ENTRY = 2_000
+PURGE_LOOK_S = 0.5
 
 
 class Collected(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,8 +55,7 @@ def collect(
             for a in snapshot.allocs_by_job(job.namespace, job.id)
         )
         and all(
-            e.status in ("complete", "failed", "canceled")
-            and old(e.modify_time, settings.eval_gc_s)
+            _is_done(e) and old(e.modify_time, settings.eval_gc_s)
             for e in snapshot.evals_by_job(job.namespace, job.id)
         )
     ]
@@ -61,7 +63,7 @@ def collect(
     evals: list[str] = []
     allocs: list[str] = []
     for evaluation in snapshot.evals():
-        if evaluation.status not in ("complete", "failed", "canceled"):
+        if not _is_done(evaluation):
             continue
         key = (evaluation.namespace, evaluation.job_id)
         job = snapshot.job(*key)
@@ -108,6 +110,10 @@ def collect(
     )
 
 
+def _is_done(evaluation: Evaluation) -> bool:
+    return evaluation.status in ("complete", "failed", "canceled")
+
+
 def _is_over(alloc: Allocation) -> bool:
     if alloc.client_status in ("complete", "failed", "lost"):
         return True
@@ -123,30 +129,77 @@ def _unneeded(snapshot: Snapshot, alloc: Allocation) -> bool:
 
 
 class Garbage:
-    """The leader's sweep."""
+    """The leader's sweep, and the removal of what purged jobs leave."""
 
     def __init__(self, core: Core) -> None:
         self._core = core
+        self._purged: dict[tuple[str, str], None] = {}
+        self._wake = asyncio.Event()
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Take up purges that an earlier leader did not finish."""
+        rows: list[Allocation | Evaluation] = [*snapshot.allocs(), *snapshot.evals()]
+        for row in rows:
+            if snapshot.job(row.namespace, row.job_id) is None:
+                self.purged(row.namespace, row.job_id)
+
+    def purged(self, namespace: str, job_id: str) -> None:
+        """A job is gone: once its tasks have ended, its allocations and evaluations go too."""
+        self._purged[(namespace, job_id)] = None
+        self._wake.set()
 
     async def run(self) -> None:
-        """Sweep on the interval until cancelled."""
+        """Sweep on the interval, and after purges, until cancelled."""
+        loop = asyncio.get_running_loop()
+        next_sweep = loop.time() + self._core.settings.gc_interval_s
         while True:
-            await asyncio.sleep(self._core.settings.gc_interval_s)
             try:
-                await self.sweep(force=False)
-            except NomadError as error:
-                log.warning("garbage collection failed", error=error.message)
+                async with asyncio.timeout_at(next_sweep):
+                    if not self._purged:
+                        self._wake.clear()
+                        await self._wake.wait()
+                    await asyncio.sleep(PURGE_LOOK_S)
+            except TimeoutError:
+                next_sweep = loop.time() + self._core.settings.gc_interval_s
+                await self._attempt(self.sweep(force=False))
+            if self._purged:
+                await self._attempt(self._finish_purges())
+
+    async def _attempt(self, work: Coroutine[None, None, object]) -> None:
+        try:
+            await work
+        except NomadError as error:
+            log.warning("garbage collection failed", error=error.message)
+
+    async def _finish_purges(self) -> None:
+        snapshot = self._core.snapshot()
+        for key in list(self._purged):
+            if snapshot.job(*key) is not None:
+                # Registered again: what is left of the old one is the new one's history.
+                del self._purged[key]
+                continue
+            allocs = list(snapshot.allocs_by_job(*key))
+            evals = list(snapshot.evals_by_job(*key))
+            if not all(_is_over(a) for a in allocs) or not all(_is_done(e) for e in evals):
+                continue
+            deployments = [d.id for d in snapshot.deployments_by_job(*key)]
+            await self._delete([e.id for e in evals], [a.id for a in allocs])
+            if deployments:
+                await self._core.propose(DeploymentDelete(ids=deployments))
+            del self._purged[key]
+
+    async def _delete(self, evals: list[str], allocs: list[str]) -> None:
+        while evals or allocs:
+            await self._core.propose(
+                EvalDelete(eval_ids=evals[:IN_ONE_ENTRY], alloc_ids=allocs[:IN_ONE_ENTRY])
+            )
+            evals, allocs = evals[IN_ONE_ENTRY:], allocs[IN_ONE_ENTRY:]
 
     async def sweep(self, *, force: bool) -> Collected:
         """Collect once; with force, whatever is over."""
         core = self._core
         found = collect(core.snapshot(), core.settings, now_ns=core.clock.now_ns(), force=force)
-        evals, allocs = found.evals, found.allocs
-        while evals or allocs:
-            await core.propose(
-                EvalDelete(eval_ids=evals[:IN_ONE_ENTRY], alloc_ids=allocs[:IN_ONE_ENTRY])
-            )
-            evals, allocs = evals[IN_ONE_ENTRY:], allocs[IN_ONE_ENTRY:]
+        await self._delete(found.evals, found.allocs)
         if found.jobs:
             await core.propose(JobBatchPurge(jobs=found.jobs))
         if found.deployments:

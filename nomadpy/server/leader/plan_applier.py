@@ -15,7 +15,7 @@ from nomadpy import logs
 from nomadpy.errors import DefiniteError, NomadError
 from nomadpy.fsm.commands import PlanResults
 from nomadpy.models.plan import Plan, PlanOutcome
-from nomadpy.scheduler.fit import plan_fits_node
+from nomadpy.scheduler.fit import node_plan_fits, plan_by_node
 from nomadpy.server.core import Core
 from nomadpy.state.store import Snapshot
 
@@ -127,8 +127,8 @@ def check_plan(snapshot: Snapshot, plan: Plan) -> tuple[Plan, list[str]]:
     Stops always hold: giving room back cannot break anything. With all_at_once nothing is placed unless everything is.
     """
     rejected: list[str] = []
-    for node_id in dict.fromkeys(a.node_id for a in plan.placements):
-        fits, reason = plan_fits_node(snapshot, plan, node_id)
+    for node_id, wanted in plan_by_node(plan).items():
+        fits, reason = node_plan_fits(snapshot, wanted, node_id)
         if not fits:
             rejected.append(node_id)
             log.debug("plan rejected for a node", node_id=node_id, reason=reason)
@@ -147,7 +147,8 @@ def check_plan(snapshot: Snapshot, plan: Plan) -> tuple[Plan, list[str]]:
     part = msgspec.structs.replace(
         plan,
         placements=kept,
-        stops=[s for s in plan.stops if s.alloc_id not in replaced],
+        # Marks for a follow-up evaluation wait with it: the next pass makes both.
+        stops=[s for s in plan.stops if s.alloc_id not in replaced and not s.followup_eval_id],
         deployment=None if plan.all_at_once else plan.deployment,
         evaluations=[],
     )
