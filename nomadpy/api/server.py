@@ -21,7 +21,7 @@ _TOO_MANY = (
     b"HTTP/1.1 429 Too Many Requests\r\nContent-Type: text/plain; charset=utf-8\r\n"
     b"Content-Length: 44\r\nConnection: close\r\n\r\nYour IP is issuing too many concurrent conns"
 )
-STOP_S = 1.0  # blocking queries would use all of it
+STOP_S = 0.5  # aiohttp waits this long twice, and a blocking query uses all of it
 
 
 class ApiServer:

@@ -128,6 +128,26 @@ async def test_run_serves_until_it_is_cancelled() -> None:
         running.cancel()
 
 
+async def test_stopping_does_not_wait_for_a_blocking_query() -> None:
+    async def forever(_: object) -> None:
+        await asyncio.Event().wait()
+
+    blocked = FakeCaller(Job__List=forever)
+    server = ApiServer(create_app(blocked, FakeLocal(), ApiConfig(addresses=("127.0.0.1:0",))))
+    await server.start()
+    host, _, port = server.addresses[0].rpartition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(b"GET /v1/jobs?index=4&wait=60s HTTP/1.1\r\nHost: a\r\n\r\n")
+    while not blocked.calls:
+        await asyncio.sleep(0.01)
+    started = time.monotonic()
+    await server.stop()
+    assert time.monotonic() - started < 3
+    assert blocked.cancelled == ["Job.List"]
+    assert await reader.read() == b""
+    writer.close()
+
+
 def _certificates(folder: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
