@@ -20,7 +20,7 @@ log = logs.get(__name__)
 
 DEFAULT_SPEED_MBITS = 1000
 DEFAULT_ALIAS = "default"
-_UP_AND_GATEWAY = 0x1 | 0x2
+_UP = 0x1
 _FAMILIES = {socket.AF_INET: "ipv4", socket.AF_INET6: "ipv6"}
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -77,7 +77,7 @@ def default_interface(path: str = "/proc/net/route") -> str:
             continue
         name, destination, flags, metric, mask = (fields[i] for i in (0, 1, 3, 6, 7))
         is_default = destination == "00000000" and mask == "00000000"
-        if is_default and int(flags, 16) & _UP_AND_GATEWAY:
+        if is_default and int(flags, 16) & _UP:
             candidate = (int(metric), name)
             best = candidate if best is None else min(best, candidate)
     return best[1] if best else ""
