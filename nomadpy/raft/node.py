@@ -270,8 +270,9 @@ class RaftNode:
             self._post(begin)
             await done
             return
+        # Before the first round, and without an await: nobody else may touch the journal meanwhile.
         begin()
-        await self._blocking(self._persist)
+        self._persist()
         self.core.note_durable()
         self._run_after_sync()
         await done

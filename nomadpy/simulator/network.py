@@ -196,15 +196,19 @@ class SimListening:
             self._serve(stream), name=f"accept-{self._address}"
         )
         self._tasks[task] = None
-        task.add_done_callback(lambda done: self._tasks.pop(done, None))
+
+        def ended(done: asyncio.Task[None]) -> None:
+            # Here and not in the task: one that is cancelled before its first step never runs at all.
+            del self._tasks[done]
+            stream.close()
+
+        task.add_done_callback(ended)
 
     async def _serve(self, stream: SimStream) -> None:
         try:
             await self._accept(stream)
         except OSError:
             stream.abort()
-        finally:
-            stream.close()
 
     async def close(self) -> None:
         """Stop accepting, and end the tasks that serve accepted streams."""
