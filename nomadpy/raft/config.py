@@ -7,6 +7,8 @@ from typing import Protocol
 
 import msgspec
 
+from nomadpy.raft.messages import MAX_FRAME_BYTES
+
 
 class PeerSpec(msgspec.Struct, frozen=True):
     """One server of the configuration. id: never reused, also not after the data was wiped; address: host:port of rpc."""
@@ -19,8 +21,8 @@ class PeerSpec(msgspec.Struct, frozen=True):
 class RaftConfig(msgspec.Struct, kw_only=True, frozen=True):
     """Settings of one server; times in seconds, sizes in bytes.
 
-    snapshot_entries: applied entries between two snapshots. trailing_entries: entries kept in the log behind a
-    snapshot, so that a follower that is a little late needs no snapshot. fsync=False is for tests and throw-away
+    snapshot_entries, snapshot_bytes: how much is applied between two snapshots. trailing_entries, trailing_bytes: how
+    much of the log is kept behind a snapshot, so that a follower that is a little late needs none. fsync=False is for tests and throw-away
     development servers: a power cut then loses what was acknowledged.
     """
 
@@ -33,7 +35,9 @@ class RaftConfig(msgspec.Struct, kw_only=True, frozen=True):
     election_max_s: float = 2.0
     heartbeat_s: float = 0.1
     snapshot_entries: int = 8192
+    snapshot_bytes: int = 128 << 20
     trailing_entries: int = 10240
+    trailing_bytes: int = 64 << 20
     fsync: bool = True
     segment_bytes: int = 64 << 20
     max_command_bytes: int = 512 << 10
@@ -56,6 +60,10 @@ class RaftConfig(msgspec.Struct, kw_only=True, frozen=True):
                 "raft: an election timeout must be more than three heartbeats, and its minimum below its maximum; "
                 f"heartbeat_s={self.heartbeat_s} election_min_s={self.election_min_s} "
                 f"election_max_s={self.election_max_s}"
+            )
+        if self.append_bytes + self.max_command_bytes > MAX_FRAME_BYTES // 2:
+            raise ValueError(
+                f"raft: append_bytes and max_command_bytes together must stay below {MAX_FRAME_BYTES // 2}"
             )
         if min(self.snapshot_entries, self.trailing_entries, self.max_batch, self.max_pending) < 1:
             raise ValueError("raft: limits must be at least 1")

@@ -83,6 +83,7 @@ class RaftCore(Consensus):
         self._pre_votes: set[str] | None = None
         self._pre_vote_won = False
         self._noop_index = 0
+        self._bytes_then = 0
         self._campaign_by_transfer = False
         if len(journal.entries) == 0 and snapshots.latest is not None:
             journal.reset(snapshots.latest.index, snapshots.latest.term)
@@ -172,7 +173,11 @@ class RaftCore(Consensus):
         """What a snapshot taken now would cover; None while it is too early."""
         latest = self.snapshots.latest
         applied = self.applied_index()
-        if applied - (latest.index if latest else 0) < self.settings.snapshot_entries:
+        entries = applied - (latest.index if latest else 0)
+        size = self.journal.command_bytes - self._bytes_then
+        if entries < self.settings.snapshot_entries and (
+            entries < 1 or size < self.settings.snapshot_bytes
+        ):
             return None
         term = self.journal.term_at(applied)
         assert term is not None
@@ -223,8 +228,13 @@ class RaftCore(Consensus):
         latest = self.snapshots.latest
         if latest is not None:
             oldest = self.snapshots.headers[0].index
-            first = latest.index - self.settings.trailing_entries
+            first = self.journal.trailing(
+                min(latest.index, self.journal.last_index),
+                self.settings.trailing_entries,
+                self.settings.trailing_bytes,
+            )
             self.journal.compact(first, min(first, oldest))
+        self._bytes_then = self.journal.command_bytes
 
     # ---- configuration
 

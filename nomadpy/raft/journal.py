@@ -63,6 +63,7 @@ class Journal:
         self.term = 0
         self.vote: str | None = None
         self.torn_bytes = 0
+        self.command_bytes = 0
         self.syncs = 0
         self._files = files
         self._directory = directory
@@ -115,6 +116,16 @@ class Journal:
         base = self.first_index
         return self.entries[max(0, first - base) : max(0, last + 1 - base)]
 
+    def trailing(self, index: int, entries: int, size: int) -> int:
+        """Where a tail of the log begins that ends at `index`: at most so many entries and bytes of commands."""
+        first = index
+        while first > self.first_index and index - first < entries:
+            size -= len(self.entries[first - self.first_index][0])
+            if size < 0:
+                break
+            first -= 1
+        return first
+
     def append(self, command: bytes, index: int, term: int) -> None:
         """Add one entry, which must follow the last."""
         if self.entries and index != self.entries[-1][1] + 1:
@@ -122,6 +133,7 @@ class Journal:
         if self.entries and term < self.entries[-1][2]:
             raise SafetyError(f"entry {index} of term {term} follows term {self.entries[-1][2]}")
         self.entries.append((command, index, term))
+        self.command_bytes += len(command)
         self._record(_ENTRY, index, term, command)
 
     def truncate_from(self, index: int) -> None:
@@ -130,19 +142,23 @@ class Journal:
         if offset <= 0:
             raise SafetyError(f"the log begins at {self.first_index}, it cannot be cut at {index}")
         if offset < len(self.entries):
+            self.command_bytes -= sum(len(entry[0]) for entry in self.entries[offset:])
             del self.entries[offset:]
             self._record(_TRUNCATE, index, 0)
 
     def reset(self, index: int, term: int) -> None:
         """Forget everything: a snapshot that ends at (index, term) takes its place."""
         self.entries = [(SENTINEL, index, term)]
+        self.command_bytes = len(SENTINEL)
         self._record(_RESET, index, term)
 
     def compact(self, first_index: int, disk_first_index: int) -> None:
         """Keep entries from `first_index` in memory, and on disk at least those from `disk_first_index`."""
         offset = first_index - self.first_index
         if offset > 0:
-            self.entries = self.entries[min(offset, len(self.entries) - 1) :]
+            offset = min(offset, len(self.entries) - 1)
+            self.command_bytes -= sum(len(entry[0]) for entry in self.entries[:offset])
+            self.entries = self.entries[offset:]
         while len(self._segments) > 1 and self._segments[1][0] <= disk_first_index:
             self._dropped.append(self._segments.pop(0)[1])
 
@@ -253,6 +269,7 @@ class Journal:
                 raise CorruptionError(f"{after}: the segment before it is missing. {_ADVICE}")
         for path in paths:
             self._load_segment(path, is_last=path == paths[-1])
+        self.command_bytes = sum(len(entry[0]) for entry in self.entries)
         if self._segments:
             self._file = self._files.append(self._segments[-1][1])
 

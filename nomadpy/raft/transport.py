@@ -201,6 +201,9 @@ class RaftTransport:
 
     async def serve(self, stream: ByteStream) -> None:
         """Serve a stream that another server dialed; its first byte has been read. Returns when it ends."""
+        if self._tasks is None:
+            stream.close()
+            return
         loop = asyncio.get_running_loop()
         link = None
         try:
@@ -262,6 +265,7 @@ class RaftTransport:
                 tasks.create_task(self._keep_alive(), name="raft-keepalive")
         finally:
             self._tasks = None
+            self._room.set()
             for dialer in self._dialers.values():
                 if dialer.link is not None:
                     dialer.link.stream.abort()
@@ -359,6 +363,10 @@ class RaftTransport:
                     link.stream.abort()
                 elif silence_s > KEEPALIVE_S / 2:
                     link.stream.write(encode_frame(Ping()))
+            for link in list(self._accepted.values()):
+                # The dialing side asks every few seconds; one that does not is gone without a word.
+                if loop.time() - link.heard_at > 3 * SILENCE_S:
+                    link.stream.abort()
 
 
 async def _next_message(stream: ByteStream, decoder: FrameDecoder) -> Message:

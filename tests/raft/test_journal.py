@@ -209,6 +209,23 @@ def test_compaction_keeps_a_tail_and_removes_old_segments() -> None:
     assert again.entries[-21:] == journal.entries
 
 
+def test_a_tail_is_bounded_by_entries_and_by_bytes() -> None:
+    journal = Journal(MemoryFiles(), DIRECTORY)
+    for index in range(1, 21):
+        journal.append(b"x" * 10, index, 1)
+    assert journal.command_bytes == 200
+    assert journal.trailing(15, 5, 1000) == 10
+    assert journal.trailing(15, 100, 1000) == 1
+    assert journal.trailing(15, 100, 35) == 12
+    assert journal.trailing(15, 100, 0) == 15
+    journal.compact(11, 11)
+    journal.truncate_from(16)
+    assert journal.command_bytes == 50
+    journal.set_hard_state(1, None)
+    journal.reset(30, 1)
+    assert journal.command_bytes == len(SENTINEL)
+
+
 def test_a_reset_replaces_the_log_by_a_sentinel() -> None:
     files = MemoryFiles()
     journal, _ = filled(files)

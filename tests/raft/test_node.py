@@ -364,6 +364,23 @@ async def test_a_server_joins_behind_a_compacted_log_by_snapshot() -> None:
         await until(lambda: joiner.machine.values == leader.machine.values)
 
 
+async def test_large_commands_bring_a_snapshot_before_their_number_does() -> None:
+    async with cluster() as c:
+        await c.started(1, snapshot_bytes=10_000, trailing_bytes=3_000)
+        member = await c.leader()
+        for n in range(30):
+            await member.node.propose(b"%03d" % n + b"x" * 1000)
+        await asyncio.sleep(0.5)
+        latest = member.node.snapshots.latest
+        assert latest is not None
+        assert latest.index < 33
+        assert member.node.journal.command_bytes < 15_000
+        values = list(member.machine.values)
+        await member.stop()
+        member.start()
+        await until(lambda: member.machine.values == values)
+
+
 async def test_members_come_and_go_one_at_a_time() -> None:
     async with cluster() as c:
         group = await c.started(3)
