@@ -21,7 +21,6 @@ import socket
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
 
 if __name__ == "__main__":
     # Isolated mode has no path to our package; the standard library still comes first.
@@ -29,6 +28,11 @@ if __name__ == "__main__":
 
 from agent.drivers.supervisor import process
 from agent.drivers.supervisor.tasks import Stream, Task, exec_in
+
+# mypy knows the name; importing typing itself would cost half a megabyte in every supervisor.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 SOCKET = "supervisor.sock"
 LOCK = "lock"

@@ -9,10 +9,14 @@ from __future__ import annotations
 import json
 import os
 import time
-from typing import Any
 
 from agent.drivers.supervisor import process
 from agent.drivers.supervisor.rotation import RotatingLog
+
+# mypy knows the name; importing typing itself would cost half a megabyte in every supervisor.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 READ_SIZE = 65536
 DRAIN_S = 1.0
