@@ -135,7 +135,7 @@ class Agent:
         fingerprint: looks at the host. Raises OSError when a directory cannot be used.
         """
         self.config = config
-        self._drivers = dict(drivers)
+        self._drivers = drivers
         self._state = state or SQLiteState(Path(config.data_dir) / "client.db")
         self._directories = directories or HostDirectories(Path(config.alloc_dir))
         self._identity = NodeIdentity(id="", secret="")
@@ -151,7 +151,7 @@ class Agent:
         )
         self.metadata = Metadata(config.meta, self._state, self._metadata_changed)
         context = RunnerContext(
-            drivers=self._drivers,
+            drivers=drivers,
             directories=self._directories,
             credentials=credentials
             or ServerCredentials(
@@ -172,7 +172,13 @@ class Agent:
             hooks=standard_hooks(self._directories) if hooks is None else hooks,
         )
         self._entropy = entropy
-        self.sync = AllocSync(context, caller, self._proof, self.registration.silence_s)
+        self.sync = AllocSync(
+            context,
+            caller,
+            self._proof,
+            self.registration.silence_s,
+            self.registration.registered,
+        )
         self._garbage = GarbageCollector(self.sync, self._directories, clock, config.garbage)
         self._endpoints = Endpoints(
             self.sync,

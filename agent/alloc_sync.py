@@ -115,8 +115,9 @@ class AllocSync:
         caller: Caller,
         proof: Callable[[], NodeProof],
         silence_s: Callable[[], float],
+        registered: asyncio.Event,
     ) -> None:
-        """silence_s: for how long no server has answered; 0 while nothing is overdue."""
+        """registered: set once servers know the node; nothing is pulled before. silence_s: for how long no server has answered; 0 while nothing is overdue."""
         self.runners: dict[str, AllocRunner] = {}
         self.outbox = Outbox(caller, proof, Backoff(context.entropy, first_s=1.0))
         self.restored = asyncio.Event()
@@ -124,6 +125,7 @@ class AllocSync:
         self._caller = caller
         self._proof = proof
         self._silence_s = silence_s
+        self._registered = registered
         self._known: dict[str, int] = {}
         self._removing: set[str] = set()
 
@@ -171,6 +173,7 @@ class AllocSync:
     # -- pull -------------------------------------------------------------------------------------
 
     async def _pull(self) -> None:
+        await self._registered.wait()
         backoff = Backoff(self._context.entropy)
         index = 0
         while True:

@@ -5,7 +5,6 @@ Bodies are JSON as the HTTP API gives them to users. Who may ask is settled befo
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any, Protocol
 
@@ -171,6 +170,9 @@ class Endpoints:
         now_ns = self._clock.now_ns()
         usages = await self._usages(tasks)
         whole = total(u.resource_usage for u in usages.values() if u.resource_usage is not None)
+        if whole.device_stats is None:
+            # Nomad writes an empty list for the whole and null for each task.
+            whole = msgspec.structs.replace(whole, device_stats=[])
         return _json(AllocResourceUsage(resource_usage=whole, tasks=usages, timestamp=now_ns))
 
     @staticmethod
@@ -289,8 +291,3 @@ async def _send_frames(stream: Stream, frames: AsyncIterator[StreamFrame], *, pl
 
 def _json(value: Any) -> Answer:
     return Answer(body=msgspec.json.encode(value))
-
-
-async def measured(sample: Callable[[], HostStats]) -> HostStats:
-    """Take a blocking host sample in a thread."""
-    return await asyncio.to_thread(sample)

@@ -89,7 +89,6 @@ class AllocRunner:
         self._stop: task_machine.Kill | None = None
         self._end: task_machine.Kill | None = None
         self._destroying = False
-        self._running = False
         self._broken = ""
         self._log = log.bind(alloc_id=record.alloc.id)
         self.tasks: dict[str, TaskRunner] = {
@@ -214,11 +213,10 @@ class AllocRunner:
                 await runner.signal(signal)
 
     async def destroy(self) -> None:
-        """End everything without delays or poststop tasks, then remove directories and stored state."""
+        """End everything without delays or poststop tasks, then remove directories and stored state; needs `run`."""
         self._destroying = True
         self.stop(no_delay=True)
-        if self._running:
-            await self.finished.wait()
+        await self.finished.wait()
         try:
             await self._context.directories.remove(self.alloc.id)
         except DirectoryError as cause:
@@ -240,7 +238,6 @@ class AllocRunner:
 
     async def run(self) -> None:
         """See the allocation through to its end."""
-        self._running = True
         try:
             if not self._is_over(self.states()):
                 await self._live()
@@ -252,7 +249,6 @@ class AllocRunner:
                 await runner.kill_now()
         finally:
             self.restored.set()
-            self._running = False
         self.finished.set()
         self._report(self.client_update())
 

@@ -155,11 +155,11 @@ class TaskRunner:
 
     async def kill_now(self) -> None:
         """Stop and forget the workload without the machine: only when `run` has ended."""
-        driver = self._driver()
         record = self.machine.record
         if record.handle is None and not record.launching:
             return
         try:
+            driver = self._driver()
             if record.handle is None:
                 handle = TaskHandle(driver=driver.name, task_id=self.task_id)
                 await driver.recover(handle, self._present_config())

@@ -21,6 +21,7 @@ from agent.drivers.base import (
     TaskHandle,
     TaskNotFoundError,
 )
+from agent.drivers.mock import MockDriver
 from agent.local_state import MemoryState
 from agent.services.certificates import Credentials, NoCredentials
 from agent.task_dir import MemoryDirectories
@@ -402,7 +403,7 @@ class World:
         return Agent(
             AgentConfig(name="n1", **config),
             caller=self.servers,
-            drivers={"scripted": self.driver},
+            drivers={"scripted": self.driver, "mock_driver": MockDriver(LoopClock())},
             fingerprint=fingerprint,
             host_stats=host_stats,
             task_logs=NoLogs(),

@@ -392,3 +392,33 @@ async def test_old_ended_allocations_are_collected_when_there_are_too_many() -> 
         await world.servers.until(lambda: len(world.servers.beats) > 3)
         assert sorted(agent.sync.runners) == kept
     assert len(world.driver.started) == 8
+
+
+async def test_the_same_world_replays_to_the_same_reports() -> None:
+    async def life() -> list[tuple[str, str, list[str]]]:
+        world = World()
+        world.driver.script("task", Script(runs_s=3.0, exit_code=1))
+        async with world.running():
+            for number in range(1, 6):
+                world.servers.want(allocation(task(attempts=2), number=number))
+            await world.servers.until(
+                lambda: [a.client_status for a in world.servers.reported.values()] == ["failed"] * 5
+            )
+        return [(a.id, a.client_status, kinds(a)) for a in world.servers.reports]
+
+    assert await life() == await life()
+
+
+async def test_the_mock_driver_serves_an_agent_on_virtual_time() -> None:
+    world = World()
+    alloc = allocation(
+        msgspec.structs.replace(
+            task(attempts=1), driver="mock_driver", config={"run_for": "5s", "exit_code": 2}
+        )
+    )
+    async with world.running():
+        world.servers.want(alloc)
+        await world.servers.until(lambda: world.servers.status(alloc.id) == "failed")
+    states = world.servers.reported[alloc.id].task_states
+    assert states is not None
+    assert states["task"].restarts == 1
