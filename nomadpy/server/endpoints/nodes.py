@@ -377,7 +377,8 @@ class NodeAgents:
             for alloc in snapshot.allocs_by_node(request.node_id):
                 wanted[alloc.id] = alloc.alloc_modify_index
                 index = max(index, alloc.alloc_modify_index)
-            return Found(index=index or snapshot.table_index("allocs"), value=wanted)
+            # Never 0: asking with index 0 does not block, and an agent of a new cluster would ask without end.
+            return Found(index=index or snapshot.table_index("allocs") or 1, value=wanted)
 
         known_node(self._core.snapshot(), request.node_id, request.secret_id)
         keys: list[Key] = [("by", "allocs", "node", request.node_id)]
