@@ -114,6 +114,22 @@ def test_an_evaluation_offered_again_while_at_work_runs_again_after() -> None:
     assert queue.dequeue(TYPES, "t", now=0.0) is not None
 
 
+def test_a_forgotten_evaluation_is_never_handed_out_and_frees_its_job() -> None:
+    queue = broker()
+    put(
+        queue, evaluation(1, "web"), evaluation(2, "web"), evaluation(3, wait_until=from_ns(10**10))
+    )
+    queue.forget("eval-3")
+    queue.forget("eval-1")
+    queue.forget("unknown")
+    assert queue.next_deadline() is None
+    following = queue.dequeue(TYPES, "t", now=0.0)
+    assert following is not None
+    assert following.id == "eval-2"
+    queue.forget("eval-2")
+    assert queue.is_outstanding("eval-2", "t")
+
+
 def test_a_disabled_broker_takes_and_gives_nothing() -> None:
     queue = broker()
     put(queue, evaluation(1))

@@ -120,6 +120,8 @@ class LeaderDuties:
             if change.table == "evals":
                 if isinstance(after, Evaluation):
                     self._take_evaluation(after)
+                else:
+                    self.broker.forget(change.key)
             elif change.table == "allocs":
                 allocs_changed = True
                 self._alloc_changed(before, after, changes.index)

@@ -106,6 +106,23 @@ class EvalBroker:
             self._known.pop(eval_id, None)
         return dropped
 
+    def forget(self, eval_id: str) -> None:
+        """Drop an evaluation that was deleted; one that a worker has is left to that worker."""
+        evaluation = self._evals.get(eval_id)
+        if evaluation is None or eval_id in self._unacked:
+            return
+        job = (evaluation.namespace, evaluation.job_id)
+        del self._evals[eval_id]
+        self._known.pop(eval_id, None)
+        self._delayed = [entry for entry in self._delayed if entry[1] != eval_id]
+        heapq.heapify(self._delayed)
+        for queue in (self._ready.get(evaluation.type, []), self._waiting.get(job, [])):
+            queue[:] = [entry for entry in queue if entry[2] != eval_id]
+            heapq.heapify(queue)
+        if not self._waiting.get(job):
+            self._waiting.pop(job, None)
+        self._release(evaluation)
+
     # -- out --------------------------------------------------------------------------------------
 
     def dequeue(self, types: list[str], token: str, *, now: float) -> Evaluation | None:

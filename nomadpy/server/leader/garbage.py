@@ -15,6 +15,7 @@ from nomadpy import logs
 from nomadpy.errors import NomadError
 from nomadpy.fsm.commands import DeploymentDelete, EvalDelete, JobBatchPurge, NodeDeregister
 from nomadpy.models.allocation import Allocation
+from nomadpy.models.base import ZERO_TIME
 from nomadpy.models.evaluation import Evaluation
 from nomadpy.server.core import Core
 from nomadpy.server.settings import ServerSettings
@@ -180,7 +181,10 @@ class Garbage:
                 continue
             allocs = list(snapshot.allocs_by_job(*key))
             evals = list(snapshot.evals_by_job(*key))
-            if not all(_is_over(a) for a in allocs) or not all(_is_done(e) for e in evals):
+            if not all(_is_over(a) for a in allocs):
+                continue
+            # What waits for its time waits for a job that is gone.
+            if not all(_is_done(e) or e.wait_until != ZERO_TIME for e in evals):
                 continue
             deployments = [d.id for d in snapshot.deployments_by_job(*key)]
             await self._delete([e.id for e in evals], [a.id for a in allocs])
