@@ -403,6 +403,52 @@ async def test_members_come_and_go_one_at_a_time() -> None:
         assert len(group) == len(leader.node.peers())
 
 
+async def test_two_membership_changes_at_once_are_refused() -> None:
+    async with cluster() as c:
+        await c.started(3)
+        leader = await c.leader()
+        new = [c.member("x"), c.member("y")]
+        for member in new:
+            member.start()
+        results = await asyncio.gather(
+            *(leader.node.add_server(m.peer) for m in new), return_exceptions=True
+        )
+        assert sorted(type(r).__name__ for r in results) == ["ConflictError", "NoneType"]
+        refused = new[0] if isinstance(results[0], ConflictError) else new[1]
+        await leader.node.add_server(refused.peer)
+        assert len(leader.node.peers()) == 5
+
+
+async def test_a_server_that_was_cut_off_does_not_disturb_the_others_when_it_returns() -> None:
+    async with cluster() as c:
+        await c.started(3)
+        leader, follower = await c.leader(), await c.follower()
+        term = leader.node.term
+        c.net.partition([follower.peer.name], [m.peer.name for m in c.members if m is not follower])
+        await asyncio.sleep(60)
+        assert follower.node.term == term, "pre-votes change nothing"
+        assert follower.node.leader is None
+        index, _ = await leader.node.propose(b"meanwhile")
+        c.net.heal()
+        await follower.node.wait_applied(index, timeout_s=10)
+        assert leader.node.is_leader
+        assert leader.node.term == term
+
+
+async def test_a_leader_that_hears_nobody_steps_down_and_reads_fail_before_that() -> None:
+    async with cluster() as c:
+        await c.started(3)
+        leader = await c.leader()
+        names = [m.peer.name for m in c.members if m is not leader]
+        for name in names:
+            c.net.block(name, leader.peer.name)  # it can speak, but hears no answer
+        with pytest.raises((DeadlineError, NotLeaderError)):
+            await leader.node.read_index(timeout_s=1)
+        await until(lambda: not leader.node.core.is_leader())
+        c.net.heal()
+        await c.leader()
+
+
 async def test_a_leader_that_shall_be_removed_hands_over_first() -> None:
     async with cluster() as c:
         await c.started(3)

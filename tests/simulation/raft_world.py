@@ -108,6 +108,7 @@ class World:
         check_order: bool = True,
         check_votes: bool = True,
         faults: bool = True,
+        sync_crashes: float | None = None,
         settings: dict[str, object] | None = None,
     ) -> None:
         self.chance = SeededEntropy(f"world-{seed}")
@@ -124,6 +125,7 @@ class World:
         self.disk_delay_s = self.chance.choice([0.0, 0.002, 0.02])
         self.faults = faults
         self.crashing = faults
+        self.sync_crashes = sync_crashes or self.chance.choice([0.004, 0.02, 0.06])
         self.servers: dict[str, Server] = {}
         self.founders: list[PeerSpec] = []
         for number in range(servers + spare):
@@ -256,7 +258,7 @@ class World:
     async def blocking(self, server: Server, node: WatchedNode, work: Callable[[], None]) -> None:
         """The disk: takes its time, and is where the power likes to go, before the sync or after it."""
         draw = self.chance.uniform(0, 1) if self.crashing else 1.0
-        if draw < 0.006:
+        if draw < self.sync_crashes:
             # What this round sent is out, nothing of it is on disk; and the leader may not live to repeat it.
             if self.chance.uniform(0, 1) < 0.5:
                 self.loop.call_later(self.chance.uniform(0, 0.05), self.crash_leaders)

@@ -17,6 +17,7 @@ import pytest
 from raft_world import BrokenPromiseError, WatchedCore, WatchedNode, World, play
 
 from nomadpy.raft.messages import VoteReply, VoteRequest
+from nomadpy.raft.replication import Waiter
 from nomadpy.raft.snapshots import SnapshotHeader
 from nomadpy.simulator.loop import run
 
@@ -99,6 +100,20 @@ class PromisesBeforeSync(WatchedNode):
         await super().persist_and_promise(installed)
 
 
+class ReadsWithoutAsking(WatchedCore):
+    """Serves linearizable reads on the belief of leading."""
+
+    def read_index(self, waiter: Waiter) -> None:
+        if self.is_ready_leader():
+            waiter.resolve(self.commit_index())
+        else:
+            waiter.refuse()
+
+
+class ReadsWithoutAskingNode(WatchedNode):
+    core_class = ReadsWithoutAsking
+
+
 class ForgetsItsVote(WatchedCore):
     """The term survives a restart, the vote does not."""
 
@@ -134,7 +149,7 @@ def test_control_promises_before_sync_are_caught_by_the_order_check() -> None:
 
 
 def test_control_promises_before_sync_are_caught_by_their_consequences() -> None:
-    assert caught(150, node_class=PromisesBeforeSync, check_order=False)
+    assert caught(60, node_class=PromisesBeforeSync, check_order=False, sync_crashes=0.1)
 
 
 async def ask_twice_for_a_vote_in_one_term(world: World) -> None:
@@ -179,6 +194,10 @@ def ask_twice(node_class: type[WatchedNode]) -> None:
             await world.close()
 
     run(main)
+
+
+def test_control_reads_that_ask_nobody_are_caught() -> None:
+    assert "misses write" in caught(150, node_class=ReadsWithoutAskingNode)
 
 
 def test_a_vote_outlives_a_power_cut() -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from raft_world import Server, BrokenPromiseError, WatchedCore, WatchedNode, World
+from raft_world import BrokenPromiseError, Server, WatchedCore, WatchedNode, World
 
 from nomadpy.simulator.loop import run
 
