@@ -46,9 +46,9 @@ from nomadpy.rpc.caller import Caller
 
 log = logs.get(__name__)
 
-CERTIFICATE = "secrets/tls/cert.pem"
-KEY = "secrets/tls/key.pem"
-BUNDLE = "secrets/tls/ca.pem"
+CERTIFICATE = "secrets/task-cert.pem"
+KEY = "secrets/task-key.pem"
+BUNDLE = "secrets/task-ca.pem"
 DEFAULT_IDENTITY = "default"
 
 _SECOND = 1_000_000_000
@@ -226,13 +226,13 @@ class ServerCredentials:
             timeout_s=_CALL_TIMEOUT_S,
         )
         # The certificate comes last: whoever sees a new one finds its key and roots beside it.
-        for name, data in (
-            (BUNDLE, reply.bundle_pem),
-            (KEY, key),
-            (CERTIFICATE, reply.certificate_pem),
+        for name, data, mode in (
+            (BUNDLE, reply.bundle_pem, 0o644),
+            (KEY, key, 0o600),
+            (CERTIFICATE, reply.certificate_pem, 0o644),
         ):
             await self._directories.write(
-                alloc.id, task.name, name, data, mode=0o600, user=task.user
+                alloc.id, task.name, name, data, mode=mode, user=task.user
             )
         log.debug("task certificate issued", alloc_id=alloc.id, task=task.name)
 

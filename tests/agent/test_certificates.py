@@ -90,9 +90,9 @@ async def test_a_task_starts_with_a_certificate_whose_key_never_left_the_node() 
         await world.servers.until(lambda: world.servers.status(alloc.id) == "running")
         env = world.driver.configs[0].env
         top = world.directories.paths(alloc.id, "task").task
-        assert env["NOMAD_TASK_CERT_FILE"] == f"{top}/secrets/tls/cert.pem"
+        assert env["NOMAD_TASK_CERT_FILE"] == f"{top}/secrets/task-cert.pem"
         assert env["NOMAD_SPIFFE_ID"] == URI
-        key_pem = await world.directories.read(alloc.id, "task", "secrets/tls/key.pem")
+        key_pem = await world.directories.read(alloc.id, "task", "secrets/task-key.pem")
         pem = await world.directories.read(alloc.id, "task", CERTIFICATE)
         assert key_pem is not None
         assert pem is not None
@@ -268,10 +268,14 @@ async def test_files_on_disk_are_for_the_task_alone(tmp_path: Path) -> None:
     alloc = allocation()
     await directories.build(alloc.id, "task", "")
     await credentials(servers, directories).prepare(alloc, task(), lambda _: None)
-    folder = Path(directories.paths(alloc.id, "task").secrets) / "tls"
-    assert sorted(os.listdir(folder)) == ["ca.pem", "cert.pem", "key.pem"]
-    assert {p.stat().st_mode & 0o777 for p in folder.iterdir()} == {0o600}
-    assert spiffe_id((folder / "cert.pem").read_bytes()) == URI
+    folder = Path(directories.paths(alloc.id, "task").secrets)
+    assert {p.name: p.stat().st_mode & 0o777 for p in folder.iterdir()} == {
+        "task-ca.pem": 0o644,
+        "task-cert.pem": 0o644,
+        "task-key.pem": 0o600,
+    }
+    assert folder.stat().st_mode & 0o077 == 0
+    assert spiffe_id((folder / "task-cert.pem").read_bytes()) == URI
     assert spiffe_id(b"nothing") == ""
 
 

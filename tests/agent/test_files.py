@@ -29,10 +29,10 @@ pytestmark = pytest.mark.real_time
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     base = tmp_path / "allocs" / "a1"
-    for part in ("alloc/logs", "task/local/d", "task/secrets/tls", ".nomadpy"):
+    for part in ("alloc/logs", "task/local/d", "task/secrets", ".nomadpy"):
         (base / part).mkdir(parents=True)
     (base / "task/local/f").write_text("data\n")
-    (base / "task/secrets/tls/key.pem").write_text("SECRET")
+    (base / "task/secrets/task-key.pem").write_text("SECRET")
     (base / ".nomadpy/sock").write_text("ours")
     (tmp_path / "allocs/a2").mkdir()
     (tmp_path / "allocs/a2/f").write_text("another's")
@@ -84,11 +84,11 @@ async def test_missing_and_escaping_paths_answer_as_recorded(root: Path) -> None
 
 async def test_names_of_secrets_may_be_listed_and_contents_not_read(root: Path) -> None:
     files = AllocFiles(str(root))
-    assert [i.name for i in await files.entries("/task/secrets")] == ["tls"]
-    os.symlink("../secrets/tls/key.pem", root / "task/local/link")
+    assert [i.name for i in await files.entries("/task/secrets")] == ["task-key.pem"]
+    os.symlink("../secrets/task-key.pem", root / "task/local/link")
     for path in (
-        "/task/secrets/tls/key.pem",
-        "task/local/../secrets/tls/key.pem",
+        "/task/secrets/task-key.pem",
+        "task/local/../secrets/task-key.pem",
         "/task/local/link",
     ):
         with pytest.raises(FileAccessError, match="Reading secret file prohibited"):
@@ -140,8 +140,7 @@ async def test_pipes_sockets_and_devices_are_not_read(root: Path) -> None:
                 "task",
                 "local",
                 "secrets",
-                "tls",
-                "key.pem",
+                "task-key.pem",
                 "f",
                 "a2",
                 "%2e%2e",

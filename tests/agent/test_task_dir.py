@@ -58,9 +58,9 @@ async def test_secrets_are_in_memory_where_the_agent_may_mount(tmp_path: Path) -
 async def test_files_are_written_whole_with_their_mode_and_read_back(tmp_path: Path) -> None:
     for directories in (HostDirectories(tmp_path), MemoryDirectories()):
         assert isinstance(directories, HostDirectories | MemoryDirectories)
-        await put(directories, "secrets/tls/key.pem", b"one")
-        await put(directories, "secrets/tls/key.pem", b"two")
-        assert await directories.read(ALLOC, "web", "secrets/tls/key.pem") == b"two"
+        await put(directories, "secrets/task-key.pem", b"one")
+        await put(directories, "secrets/task-key.pem", b"two")
+        assert await directories.read(ALLOC, "web", "secrets/task-key.pem") == b"two"
         assert await directories.read(ALLOC, "web", "secrets/none") is None
         for name in ("", "../x", "local/../../x", "a\0b"):
             with pytest.raises(InvalidRequestError):
