@@ -131,10 +131,6 @@ class RaftCore(Consensus):
         """Queue a command for the next tick."""
         self._proposals.append((bytes([REGULAR]) + command, completion))
 
-    def pending(self) -> int:
-        """Proposals that did not enter the log yet."""
-        return len(self._proposals)
-
     def propose_change(self, change: conf.Change, completion: Completion) -> None:
         """Queue a membership change for the next tick."""
         self._proposals.append((bytes([MEMBERSHIP]) + conf.encode_change(change), completion))
@@ -279,6 +275,7 @@ class RaftCore(Consensus):
         self.outbox.send(server_id, wire.VoteReply(term))
 
     def on_state_changed(self, before: int, after: int) -> None:
+        """Begin or end what only a leader does."""
         if after == LEADER:
             self._noop_index = self.journal.last_index + 1
             self.replicator.start()

@@ -75,6 +75,7 @@ class RaftNode:
         self.config = config
         self._clock = clock
         self._fatal = fatal
+        self._started_at = clock.monotonic()
         self._given_run_blocking = run_blocking
         self._disk: ThreadPoolExecutor | None = None
         self._snapshot_disk: ThreadPoolExecutor | None = None
@@ -206,11 +207,11 @@ class RaftNode:
 
     @property
     def last_contact_s(self) -> float:
-        """Seconds since a leader was heard; 0 on the leader, infinite when none ever was."""
+        """Seconds since a leader was heard, or since the start when none ever was; 0 on the leader."""
         if self.core.is_leader():
             return 0.0
         contact = self.core.leader_contact
-        return self._clock.monotonic() - contact if contact is not None else float("inf")
+        return self._clock.monotonic() - (self._started_at if contact is None else contact)
 
     def peers(self) -> list[tuple[PeerSpec, bool]]:
         """The configuration in force: (server, whether it votes), in the order of ids."""
@@ -220,7 +221,7 @@ class RaftNode:
         """What `agent-info` and `/v1/agent/self` show, with the names that tools know."""
         latest = self.snapshots.latest
         state = "Leader" if self.core.is_leader() else "Follower"
-        contact_s = self.last_contact_s
+        never = self.core.leader_contact is None and not self.core.is_leader()
         return {
             "state": state,
             "term": str(self.term),
@@ -233,7 +234,7 @@ class RaftNode:
             "last_snapshot_term": str(latest.term if latest else 0),
             "num_peers": str(len(self.core.members())),
             "latest_configuration": ",".join(p.id for p in self.core.history.current.peers),
-            "last_contact": "never" if contact_s == float("inf") else f"{contact_s * 1000:.0f}ms",
+            "last_contact": "never" if never else f"{self.last_contact_s * 1000:.0f}ms",
             "rounds": str(self._rounds),
             "syncs": str(self.journal.syncs),
         }
