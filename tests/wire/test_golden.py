@@ -11,7 +11,6 @@ import os
 import pathlib
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -22,33 +21,25 @@ import requests
 from compare import compare_scenarios
 from record import SCENARIOS, Recorder
 
+from nomadpy.demo.cluster import free_ports
+from nomadpy.demo.dockerd import find_or_start
+
 pytestmark = [pytest.mark.real_time, pytest.mark.slow]
 
 REFERENCE = pathlib.Path(__file__).parent / "reference"
 READY_S = 40.0
 STOP_S = 20.0
 
+# In the order of the recording. What is missing, and why, is in tests/wire/README.md.
 LEAST = {
     "agent": 24,  # of 27
-    "nodes": 21,  # of 31; nine tell of a Docker daemon, which the machine may not have
-    "allocations": 23,  # of 25: read while nothing else has run, as the lists were recorded
-    "jobs": 43,  # of 45
+    "nodes": 27,  # of 31
+    "jobs": 45,  # of 45
     "job_errors": 23,  # of 23
-    "batch": 16,  # of 17
+    "allocations": 25,  # of 25
+    "batch": 17,  # of 17
     "blocking": 8,  # of 8
 }
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that nobody uses at the moment."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [int(one.getsockname()[1]) for one in sockets]
-    finally:
-        for one in sockets:
-            one.close()
 
 
 def wait_until_ready(address: str, process: subprocess.Popen[bytes], log: pathlib.Path) -> None:
@@ -67,7 +58,17 @@ def wait_until_ready(address: str, process: subprocess.Popen[bytes], log: pathli
 
 
 @pytest.fixture(scope="module")
-def dev_agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def docker_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A Docker daemon that answers: the recorded node had one."""
+    docker = find_or_start(tmp_path_factory.mktemp("docker"))
+    try:
+        yield docker.endpoint
+    finally:
+        docker.close()
+
+
+@pytest.fixture(scope="module")
+def dev_agent(tmp_path_factory: pytest.TempPathFactory, docker_endpoint: str) -> Iterator[str]:
     """The address of a fresh `nomadpy agent -dev`."""
     folder = tmp_path_factory.mktemp("agent")
     http, rpc, serf = free_ports(3)
@@ -78,6 +79,9 @@ def dev_agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         "client": {
             "meta": {"rack": "r1", "tier": "gold"},
             "host_volume": {"shared-data": {"path": str(shared)}},
+        },
+        "plugin": {
+            "docker": {"config": {"endpoint": docker_endpoint, "volumes": {"enabled": True}}}
         },
     }
     (folder / "agent.json").write_text(json.dumps(config))
