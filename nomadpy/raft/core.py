@@ -415,7 +415,10 @@ class RaftCore(Consensus):
     def _replicate(self, now: float) -> None:
         heartbeat, self._heartbeat_due = self._heartbeat_due, False
         if heartbeat:
-            self.postpone_heartbeat(now + self.settings.heartbeat_s)
+            # Nothing under way: four heartbeats in the shortest election timeout are enough, and the machine may rest.
+            idle = self.commit_index() == self.journal.last_index and not self.reads.is_waiting
+            rest_s = self.settings.election_min_s / 4 if idle else 0.0
+            self.postpone_heartbeat(now + max(self.settings.heartbeat_s, rest_s))
         head = Head(self.term(), self.commit_index(), self.reads.round)
         all_told = self.replicator.replicate(head, heartbeat=heartbeat)
         if heartbeat or all_told:
