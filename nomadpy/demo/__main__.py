@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import shutil
 import signal
 import sys
 import tempfile
@@ -20,6 +19,7 @@ from nomadpy.clock import SystemClock
 from nomadpy.demo.client import ApiClient, ApiError, until
 from nomadpy.demo.cluster import Daemon, LocalCluster
 from nomadpy.demo.dockerd import Docker, DockerUnavailableError, find_or_start, make_image
+from nomadpy.demo.leftovers import end_processes_of, remove_folder
 
 PROCESS_SCRIPT = 'echo "process $$ on $NOMAD_ALLOC_NAME"; i=0; while true; do i=$((i+1)); echo "tick $i"; sleep 1; done'
 CONTAINER_SCRIPT = 'echo "container on $NOMAD_ALLOC_NAME"; i=0; while true; do i=$((i+1)); echo "tick $i"; sleep 1; done'
@@ -253,8 +253,10 @@ def main() -> int:
     except (ApiError, RuntimeError, TimeoutError) as error:
         failed = True
         print(f"The demo failed: {error}\nThe logs are kept in {folder}", file=sys.stderr)
+    # The supervisors of ended tasks would leave by themselves, but seconds later.
+    end_processes_of(folder)
     if not failed:
-        shutil.rmtree(folder, ignore_errors=True)
+        remove_folder(folder)
         if options.once:
             print("Everything is stopped and removed.", flush=True)
     return 1 if failed else 0
