@@ -45,7 +45,7 @@ def _task(name: str, driver: str, config: Json, fields: Json) -> Json:
         "Config": config,
         "KillTimeout": 2 * SECOND,
         "Resources": {"CPU": 20, "MemoryMB": 32},
-        "LogConfig": {"MaxFiles": 5, "MaxFileSizeMB": 5},
+        "LogConfig": {"MaxFiles": 3, "MaxFileSizeMB": 3},
         **fields,
     }
 
