@@ -40,6 +40,7 @@ Handler = Callable[[CallContext, Any], Awaitable[Any]]
 CALL_TIMEOUT_S = 15.0
 NODE_TIMEOUT_S = 60.0
 RETRY_S = 0.1
+LOOK_S = 0.25
 
 
 class NodeLink(Protocol):
@@ -124,11 +125,32 @@ class Router:
     async def call_leader(
         self, method: str, request: msgspec.Struct, *, timeout_s: float | None = None
     ) -> Any:
-        """Call a method of the leader's, once. Raises NoLeaderError when none is known."""
+        """Call a method of the leader's, once. Raises NoLeaderError when none is known, ConnectionLostError when
+        another server leads before it has answered: a leader that was cut off would keep us waiting.
+        """
         leader = self._core.raft.leader
         if leader is None or leader.id == self._core.settings.id:
             raise NoLeaderError
-        return await self._pool.call(leader.address, method, request, timeout_s=timeout_s)
+        loop = asyncio.get_running_loop()
+        looks: list[asyncio.TimerHandle] = []
+
+        def look() -> None:
+            now = self._core.raft.leader
+            if now is not None and now.id != leader.id:
+                patience.reschedule(loop.time())
+            else:
+                looks[:] = [loop.call_later(LOOK_S, look)]
+
+        try:
+            async with asyncio.timeout(None) as patience:
+                look()
+                return await self._pool.call(leader.address, method, request, timeout_s=timeout_s)
+        except TimeoutError as cause:
+            raise ConnectionLostError(
+                f"{leader.address}: another server leads now; what became of the call is not known"
+            ) from cause
+        finally:
+            looks[0].cancel()
 
     # -- the leader -------------------------------------------------------------------------------------
 

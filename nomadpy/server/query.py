@@ -13,11 +13,13 @@ from typing import Any, Generic, Protocol, TypeVar
 import msgspec
 
 from nomadpy.errors import (
+    ConnectionLostError,
     DeadlineError,
     InvalidRequestError,
     NoLeaderError,
     NotFoundError,
     NotLeaderError,
+    UnreachableError,
 )
 from nomadpy.models.calls import IndexReply, IndexRequest
 from nomadpy.models.envelope import Answer, QueryOptions
@@ -29,9 +31,16 @@ from nomadpy.state.watch import Key
 DEFAULT_WAIT_S = 300.0
 MAX_WAIT_S = 300.0
 CONSISTENT_TIMEOUT_S = 5.0
+ASK_TIMEOUT_S = 2.0
 RETRY_S = 0.1
 
+_NO_ANSWER = (NotLeaderError, NoLeaderError, UnreachableError, ConnectionLostError, DeadlineError)
+_LAST = chr(0x10FFFF)
+
 T = TypeVar("T")
+
+Place = str | tuple[int, str] | tuple[str, str]
+"""Where an object stands in a list's order; written into a token with a dot between its parts."""
 
 _encoder = msgspec.json.Encoder(order=None)
 
@@ -123,13 +132,12 @@ class Queries:
                     await raft.read_index(timeout_s=left)
                 else:
                     reply: IndexReply = await self._leader.call_leader(
-                        "Raft.ReadIndex", IndexRequest(), timeout_s=min(left, 2.0)
+                        "Raft.ReadIndex", IndexRequest(), timeout_s=min(left, ASK_TIMEOUT_S)
                     )
                     await raft.wait_applied(reply.index, timeout_s=left)
-            except (NotLeaderError, NoLeaderError, OSError):
+            except _NO_ANSWER:
+                # Asking changes nothing, so whatever became of the question it may be asked again.
                 await asyncio.sleep(RETRY_S)
-            except DeadlineError as error:
-                raise NoLeaderError from error
             else:
                 return
 
@@ -159,22 +167,26 @@ class Page(msgspec.Struct, Generic[T], frozen=True):
 
 
 def page(
-    objects: Iterable[T], options: QueryOptions, *, token: Callable[[T], str | tuple[int, str]]
+    objects: Iterable[T],
+    options: QueryOptions,
+    *,
+    token: Callable[[T], Place],
+    descending: bool = False,
 ) -> Page[T]:
     """Filter and cut a list that is already in its order. token: the place of an object in that order.
 
-    The next token names the first object of the next page, so a page starts at it, inclusively. A token made of an index
-    and an id is written `index.id` and compared by number.
+    The next token names the first object of the next page, so a page starts at it, inclusively. Places made of an index
+    and an id are compared by number. descending: the order falls unless it is reversed.
     """
     matches = filter_expression.parse(options.filter) if options.filter else None
     if options.per_page < 0:
         raise InvalidRequestError("Expect a number for `per_page` query string parameter")
     if options.reverse:
         objects = reversed(list(objects))
-    start = _token_key(options.next_token) if options.next_token else None
+    falls = options.reverse is not descending
     items: list[T] = []
     for obj in objects:
-        if start is not None and not _reached(token(obj), start, reverse=options.reverse):
+        if options.next_token and not _reached(token(obj), options.next_token, falls=falls):
             continue
         if matches is not None and not matches(obj):
             continue
@@ -186,20 +198,20 @@ def page(
     return Page(items)
 
 
-def _token_key(text: str) -> tuple[str, tuple[int, str] | None]:
+def _reached(place: Place, text: str, *, falls: bool) -> bool:
+    if isinstance(place, str):
+        return place <= text if falls else place >= text
     head, dot, rest = text.partition(".")
-    return text, ((int(head), rest) if dot and head.isdigit() else None)
-
-
-def _reached(
-    place: str | tuple[int, str], start: tuple[str, tuple[int, str] | None], *, reverse: bool
-) -> bool:
-    if isinstance(place, tuple):
-        wanted = start[1]
-        if wanted is None:
-            raise InvalidRequestError(f"next_token {start[0]!r} is not one of this list's")
-        return place <= wanted if reverse else place >= wanted
-    return place <= start[0] if reverse else place >= start[0]
+    if not dot and falls:
+        # A bare index begins with all that have it.
+        rest = _LAST
+    if isinstance(place[0], int):
+        if not (head.isascii() and head.isdigit()):
+            raise InvalidRequestError(f"next_token {text!r} is not one of this list's")
+        start: tuple[object, str] = (int(head), rest)
+    else:
+        start = (head, rest)
+    return place <= start if falls else place >= start
 
 
 def check_uuid_prefix(prefix: str, what: str) -> None:

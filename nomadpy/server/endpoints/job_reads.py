@@ -55,7 +55,7 @@ class JobReads:
             found = page(
                 jobs_of(snapshot, request.options),
                 request.options,
-                token=lambda job: f"{job.namespace}.{job.id}",
+                token=lambda job: (job.namespace, job.id),
             )
             rows = [
                 job_stub(job, snapshot.job_summary(job.namespace, job.id), meta=meta)
@@ -85,15 +85,15 @@ class JobReads:
         """What a dashboard shows of each job."""
 
         def read(snapshot: Snapshot) -> Found:
+            parents = [job for job in jobs_of(snapshot, request.options) if not job.parent_id]
+            # The newest change first. An index alone is no place: one entry may change several jobs.
             found = page(
-                sorted(
-                    jobs_of(snapshot, request.options),
-                    key=lambda job: (-job.modify_index, job.namespace, job.id),
-                ),
+                sorted(parents, key=_changed_at, reverse=True),
                 request.options,
-                token=lambda job: str(job.modify_index),
+                token=_changed_at,
+                descending=True,
             )
-            rows = [job_status(snapshot, job) for job in found.items if not job.parent_id]
+            rows = [job_status(snapshot, job) for job in found.items]
             index = snapshot.table_index("jobs", "allocs", "deployments")
             return Found(index=index, value=rows, next_token=found.next_token)
 
@@ -246,6 +246,10 @@ def jobs_of(snapshot: Snapshot, options: QueryOptions) -> list[Job]:
     if options.prefix and namespace is not None:
         return list(snapshot.jobs_by_prefix(namespace, options.prefix))
     return [j for j in snapshot.jobs(namespace) if j.id.startswith(options.prefix)]
+
+
+def _changed_at(job: Job) -> tuple[int, str]:
+    return job.modify_index, f"{job.namespace}.{job.id}"
 
 
 def job_status(snapshot: Snapshot, job: Job) -> dict[str, Any]:

@@ -88,7 +88,7 @@ class Pools:
 
         def read(snapshot: Snapshot) -> Found:
             jobs = [j for j in jobs_of(snapshot, request.options) if j.node_pool == request.id]
-            found = page(jobs, request.options, token=lambda j: f"{j.namespace}.{j.id}")
+            found = page(jobs, request.options, token=lambda j: (j.namespace, j.id))
             rows = [
                 job_stub(j, snapshot.job_summary(j.namespace, j.id), meta=False)
                 for j in found.items
