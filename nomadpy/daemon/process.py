@@ -7,6 +7,7 @@ import contextlib
 import os
 import shutil
 import signal
+import socket
 import ssl
 from collections.abc import Callable
 from pathlib import Path
@@ -29,7 +30,9 @@ from nomadpy.config.addresses import Service, advertise_address, listen_addresse
 from nomadpy.config.check import check_tls
 from nomadpy.config.load import network_interfaces
 from nomadpy.config.model import Config
+from nomadpy.daemon.gauges import ClientGauges, HostFigures, RuntimeGauges, ServerGauges
 from nomadpy.daemon.local_node import LocalNode
+from nomadpy.daemon.lock import lock_data_dir
 from nomadpy.daemon.server_process import ServerProcess
 from nomadpy.daemon.settings import (
     agent_config,
@@ -43,7 +46,7 @@ from nomadpy.errors import ConfigError
 from nomadpy.metrics import Registry
 from nomadpy.models.root_key import RootKey
 from nomadpy.pki.keys import create_root_key
-from nomadpy.pki.tls import TLSMaterial, https_server_context, load_material
+from nomadpy.pki.tls import TLSMaterial, https_server_context, load_material, renew_https
 from nomadpy.raft.files import RealFiles
 from nomadpy.rpc.caller import Caller
 from nomadpy.rpc.dispatch import Dispatcher
@@ -62,9 +65,11 @@ class Node:
     def __init__(self, config: Config) -> None:
         """Build the parts; nothing is started. Raises ConfigError and CorruptionError."""
         self._clock = SystemClock()
+        self._runtime = RuntimeGauges(self._clock)
         self._entropy = SystemEntropy()
         self.config = config
         self._make_data_dir()
+        self._lock = lock_data_dir(Path(config.data_dir))
         if config.acl.enabled:
             raise ConfigError(
                 f"{config.origin('acl.enabled')}acl.enabled has no effect yet, and this node will not start without "
@@ -73,6 +78,8 @@ class Node:
         for warning in check_tls(config):
             log.warning(warning)
         self._material = self._load_tls()
+        self._https: ssl.SSLContext | None = None
+        self.metrics = Registry(self._clock, _metric_labels(config))
         role = "server" if config.server.enabled else "client"
         self.network = TLSNetwork(
             self._material if config.tls.rpc else None, role=role, region=config.region
@@ -87,9 +94,10 @@ class Node:
         self.servers: ServerList | None = None
         self._pool: Pool | None = None
         self._attachments: Attachments | None = None
-        self._agent_calls = Dispatcher()
+        self._host: HostFigures | None = None
+        # A call of this node's API that ends at its own agent is counted where it came in.
+        self._agent_calls = Dispatcher(None if config.server.enabled else self.metrics)
         self.agent = self._build_agent() if config.client.enabled else None
-        self.metrics = Registry(self._clock)
         self.local = LocalNode(
             config,
             self.metrics,
@@ -100,6 +108,7 @@ class Node:
             rpc=self._rpc,
         )
         self.api = ApiServer(create_app(self._api_caller(), self.local, self._api_config()))
+        self._gauges()
 
     # -- building ---------------------------------------------------------------------------------------
 
@@ -136,6 +145,7 @@ class Node:
             entropy=self._entropy,
             make_root_key=self._make_root_key,
             run_scheduler=asyncio.to_thread,
+            metrics=self.metrics,
         )
 
     async def _make_root_key(self) -> RootKey:
@@ -171,7 +181,9 @@ class Node:
             options=config.client.options,
             mock=config.dev_mode or "mock_driver" in config.plugin,
         )
-        sampler = HostSampler(self._clock, alloc_dir=settings.alloc_dir, core_mhz=speed)
+        self._host = HostFigures(
+            HostSampler(self._clock, alloc_dir=settings.alloc_dir, core_mhz=speed), self._clock
+        )
         agent = Agent(
             settings,
             caller=caller,
@@ -179,7 +191,7 @@ class Node:
             fingerprint=HostFingerprint(
                 fingerprint_config(config, self._http), drivers, self._clock
             ),
-            host_stats=lambda: asyncio.to_thread(sampler.sample),
+            host_stats=self._host.fresh,
             task_logs=RotatedLogs(),
             clock=self._clock,
             entropy=self._entropy,
@@ -207,24 +219,40 @@ class Node:
 
     def _api_config(self) -> ApiConfig:
         config = self.config
-        context: ssl.SSLContext | None = None
         if config.tls.http:
             assert self._material is not None
-            context = https_server_context(
+            self._https = https_server_context(
                 self._material, verify_client=config.tls.verify_https_client
             )
         return ApiConfig(
             addresses=tuple(self._listen["http"]),
-            tls=context,
+            tls=self._https,
             max_connections_per_client=config.limits.http_max_conns_per_client,
             prometheus=config.telemetry.prometheus_metrics,
             response_headers=tuple(config.http_api_response_headers.items()),
         )
 
+    def _gauges(self) -> None:
+        metrics = self.metrics
+        metrics.collect_with(self._runtime.collect)
+        metrics.collect_with(
+            lambda registry: registry.gauge(
+                "nomad.nomad.agent.http.connections", self.api.connections
+            )
+        )
+        if self.server is not None:
+            metrics.collect_with(ServerGauges(self.server).collect)
+        if self.agent is not None:
+            shown = self._host if self.config.telemetry.publish_node_metrics else None
+            if shown is not None:
+                metrics.refresh_with(shown.refresh)
+            metrics.collect_with(ClientGauges(self.agent, shown).collect)
+
     # -- running ------------------------------------------------------------------------------------------
 
     async def run(self, started: Callable[[], None] = lambda: None) -> None:
         """Serve until cancelled. `started` is called when every port is open."""
+        self._runtime.open()
         try:
             if self.server is not None:
                 await self.server.open()
@@ -240,9 +268,11 @@ class Node:
                 if self._attachments is not None:
                     tasks.create_task(self._attachments.run(), name="attachments")
         finally:
+            self._runtime.close()
             await self.api.stop()
             if self._pool is not None:
                 await self._pool.close()
+            self._lock.close()
             if self.config.dev_mode and "data_dir" not in self.config.origins:
                 shutil.rmtree(self.config.data_dir, ignore_errors=True)
 
@@ -264,12 +294,23 @@ class Node:
         if self._material is None:
             return
         try:
+            material = self._material.read_again(now_ns=self._clock.now_ns())
             if self.config.tls.rpc:
-                self.network.reload()
+                self.network.reload(material)
+            if self._https is not None:
+                renew_https(self._https, material)
+            self._material = material
         except ConfigError as error:
             log.error("certificates not reloaded, the old ones stay", error=error.message)
         else:
             log.info("certificates reloaded")
+
+
+def _metric_labels(config: Config) -> dict[str, str]:
+    """What every series of this node is labelled with."""
+    if config.telemetry.disable_hostname:
+        return {}
+    return {"host": config.name if config.telemetry.use_node_name else socket.gethostname()}
 
 
 def _persistent_id(path: Path, make: Callable[[], str]) -> str:

@@ -110,6 +110,15 @@ def https_server_context(
     return context
 
 
+def renew_https(context: ssl.SSLContext, material: TLSMaterial) -> None:
+    """Show this certificate in handshakes from now on. A CA that is no longer named stays trusted until a restart."""
+    try:
+        context.load_cert_chain(material.certificate_file, material.key_file)
+        context.load_verify_locations(cadata=material.ca_pem)
+    except (OSError, ValueError, ssl.SSLError) as cause:
+        raise ConfigError(f"{material.certificate_file}: {cause}") from cause
+
+
 def identity_of(certificate: Mapping[str, Any] | bytes) -> Identity:
     """Who a verified peer is, from `getpeercert()` or the DER bytes (which alone give a fingerprint).
 
