@@ -269,7 +269,7 @@ class Client:
             )
         if name == "SSLCertVerificationError":
             return CliError(
-                f"The certificate of {address} is not trusted: {getattr(error, 'verify_message', error)}.\n"
+                f"The certificate of {address} is not trusted: {str(getattr(error, 'verify_message', error)).rstrip('.')}.\n"
                 "Set NOMAD_CACERT to the cluster's CA (nomad-agent-ca.pem), and NOMAD_TLS_SERVER_NAME "
                 "(e.g. server.global.nomad) when the address is not in the certificate."
             )
@@ -284,10 +284,14 @@ class Client:
                 f"The agent at {address} did not answer in time.\nIs the address right, and no firewall between?"
             )
         if isinstance(error, http.client.HTTPException | ConnectionResetError | BrokenPipeError):
-            return CliError(
-                f"{address} closed the connection without an answer.\n"
-                "If the agent speaks TLS, use https:// in NOMAD_ADDR and set NOMAD_CACERT."
-            )
+            advice = "If the agent speaks TLS, use https:// in NOMAD_ADDR and set NOMAD_CACERT."
+            if address.startswith("https:"):
+                advice = "It may demand a client certificate: set NOMAD_CLIENT_CERT and NOMAD_CLIENT_KEY."
+                if self.settings.client_cert:
+                    advice = (
+                        "Is the client certificate issued by the cluster's CA, and not expired?"
+                    )
+            return CliError(f"{address} closed the connection without an answer.\n{advice}")
         return CliError(f"The agent at {address} cannot be reached: {error}.\nCheck NOMAD_ADDR.")
 
 

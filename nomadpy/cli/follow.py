@@ -94,14 +94,14 @@ class Follower:
             if (deployment := found.get("DeploymentID")) and deployment != self._deployment:
                 self._deployment = deployment
                 self._event(f'Evaluation within deployment: "{self._short(deployment)}"')
-            self._allocations(identity)
+            self._allocations(identity, found["CreateIndex"])
             if self._status and self._status != found["Status"]:
                 self._event(f'Evaluation status changed: "{self._status}" -> "{found["Status"]}"')
             self._status = found["Status"]
             if self._status in TERMINAL or (self._status == "blocked"):
                 return found  # type: ignore[no-any-return]
 
-    def _allocations(self, identity: str) -> None:
+    def _allocations(self, identity: str, since: int) -> None:
         rows = self._client.get(
             f"/v1/evaluation/{identity}/allocations", doing="reading allocations"
         )
@@ -110,7 +110,7 @@ class Follower:
             self._seen[row["ID"]] = row["ClientStatus"]
             name = self._short(row["ID"])
             if before is None:
-                made = "created" if row["EvalID"] == identity else "modified"
+                made = "created" if row["CreateIndex"] > since else "modified"
                 self._event(
                     f'Allocation "{name}" {made}: node "{self._short(row["NodeID"])}", group "{row["TaskGroup"]}"'
                 )

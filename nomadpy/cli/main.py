@@ -180,7 +180,10 @@ def overview(group: str = "") -> str:
         first = name.split()[0]
         if first not in entries:
             several = sum(n.startswith(first + " ") for n in COMMANDS)
-            groups[first] = f"{several} subcommands: nomadpy {first}" if several else entry.summary
+            plural = "" if several == 1 else "s"
+            groups[first] = (
+                f"{several} subcommand{plural}: nomadpy {first}" if several else entry.summary
+            )
     lines += ["", "Other commands:", *(f"    {n.ljust(14)}{text}" for n, text in groups.items())]
     return "\n".join(lines)
 

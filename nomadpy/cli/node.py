@@ -105,7 +105,7 @@ def _follow(client: Client, identity: str) -> int:
                     f'    {stamp()}: Alloc "{short(alloc["ID"])}" ({alloc["JobID"]}): {known} -> {state}'
                 )
         left = sum(a["ClientStatus"] in ("pending", "running") for a in allocs)
-        text_ = f"{left} allocations left"
+        text_ = f"{left} allocation{'' if left == 1 else 's'} left"
         if text_ != before:
             say(f"    {stamp()}: {text_}")
             before = text_
