@@ -188,19 +188,26 @@ class Members:
             if member.hello.initialized and any(server.id == mine for server in listed):
                 await self._bootstrap(listed)
                 return
+        formed = [m.hello.configuration for m in self._members.values() if m.hello.initialized]
+        if formed and formed[0]:
+            self._warn_of(
+                frozenset(server.id for server in formed[0]),
+                "the cluster was formed without this server, which takes no part in it: "
+                "this version cannot add servers to a formed cluster",
+                members=", ".join(server.name for server in formed[0]),
+            )
+            return
         expect = self._settings.bootstrap_expect
         if expect == 0:
             return
         together = {mine, *self._members}
         if len(together) > expect:
-            if frozenset(together) != self._warned_of:
-                self._warned_of = frozenset(together)
-                log.error(
-                    "more servers than bootstrap_expect: start exactly that many first, "
-                    "the others join later",
-                    expect=expect,
-                    servers=len(together),
-                )
+            self._warn_of(
+                frozenset(together),
+                "more servers than bootstrap_expect, so no cluster is formed: start exactly that many",
+                expect=expect,
+                found=len(together),
+            )
             return
         if len(together) < expect:
             return
@@ -215,3 +222,9 @@ class Members:
             )
         ]
         await self._bootstrap(listed)
+
+    def _warn_of(self, ids: frozenset[str], text: str, **fields: object) -> None:
+        """Once for each set of servers."""
+        if ids != self._warned_of:
+            self._warned_of = ids
+            log.error(text, **fields)
