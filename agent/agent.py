@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
@@ -24,6 +23,7 @@ from nomadpy import logs
 from nomadpy.clock import Clock
 from nomadpy.entropy import Entropy
 from nomadpy.errors import InvalidRequestError
+from nomadpy.hcl.durations import format_duration
 from nomadpy.models.node import HostVolumeInfo, Node, NodeReservedResources
 from nomadpy.models.stats import HostStats
 from nomadpy.rpc.caller import Caller
@@ -209,12 +209,14 @@ class Agent:
         """Serve this node's methods."""
         self._endpoints.register(registry)
 
-    def stats(self) -> dict[str, Any]:
-        """Figures for `/v1/agent/self`, strings as Nomad has them."""
+    def stats(self) -> dict[str, str]:
+        """Figures for `/v1/agent/self`, durations in Go's text. Which servers are known, the caller knows better."""
+        registration = self.registration
         return {
             "node_id": self.node_id,
-            "known_servers": ",".join(self.config.servers),
             "num_allocations": str(len(self.sync.runners)),
+            "heartbeat_ttl": format_duration(round(registration.heartbeat_ttl_s * 1e9)),
+            "last_heartbeat": format_duration(round(registration.contact_age_s() * 1e9)),
         }
 
     # -- life -------------------------------------------------------------------------------------

@@ -75,6 +75,7 @@ class Registration:
         self._wake = asyncio.Event()
         self._contact_s = clock.monotonic()
         self._next_within_s = 0.0
+        self._ttl_s = 0.0
         self.registered = asyncio.Event()
 
     @property
@@ -82,9 +83,23 @@ class Registration:
         """The node as it is now, without its secret."""
         return self._node
 
+    @property
+    def status(self) -> str:
+        """What the node says of itself: initializing | ready."""
+        return self._status
+
+    @property
+    def heartbeat_ttl_s(self) -> float:
+        """For how long the last heartbeat keeps the node alive; 0 before the first."""
+        return self._ttl_s
+
+    def contact_age_s(self) -> float:
+        """Seconds since a server last answered, or since the agent began."""
+        return self._clock.monotonic() - self._contact_s
+
     def silence_s(self) -> float:
         """Seconds since a server last answered (or the agent began), 0 while no answer is overdue."""
-        silence_s = self._clock.monotonic() - self._contact_s
+        silence_s = self.contact_age_s()
         return silence_s if silence_s > self._next_within_s else 0.0
 
     def identify(self, identity: NodeIdentity) -> None:
@@ -173,6 +188,7 @@ class Registration:
     def _pause_s(self, reply: NodeReply) -> float:
         # Early enough for a second try within the TTL, spread so that nodes do not beat together.
         ttl_s = reply.ttl_ns / _SECOND if reply.ttl_ns > 0 else _DEFAULT_TTL_S
+        self._ttl_s = ttl_s
         pause_s = ttl_s * self._entropy.uniform(0.5, 0.75)
         # Between beats silence means nothing; what counts is a beat that stays unanswered.
         self._next_within_s = pause_s + _ANSWER_S

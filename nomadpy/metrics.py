@@ -2,6 +2,7 @@
 
 In:      `registry.count("nomad.rpc.request")`, `gauge(...)`, `observe(...)`; collectors that fill gauges when asked.
 Out:     `json_body()` (the last whole interval) and `prometheus_text()` (totals since the start).
+Bounded: at most MAX_SERIES series of each kind; what would be one more is dropped, and the dropping is shown.
 Not here: who may read it, and whether Prometheus is allowed (api/status.py).
 """
 
@@ -12,7 +13,7 @@ import collections
 import json
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
@@ -20,7 +21,9 @@ from typing import Any
 from nomadpy.clock import Clock, SystemClock
 
 INTERVAL_S = 10
-SAMPLES_KEPT = 512
+SAMPLES_KEPT = 256
+MAX_SERIES = 2_000
+DROPPED = "nomad.metrics.series_dropped"
 
 Labels = tuple[tuple[str, str], ...]
 Key = tuple[str, Labels]
@@ -45,8 +48,11 @@ class _Window:
         self.count += 1
         self.total += value
         self.squares += value * value
-        self.lowest = min(self.lowest, value)
-        self.highest = max(self.highest, value)
+        # Not min() and max(): this runs for every call of the node, and they cost more than all of the above.
+        if value < self.lowest:
+            self.lowest = value
+        if value > self.highest:
+            self.highest = value
 
     def deviation(self) -> float:
         """The sample's standard deviation; 0 below two values."""
@@ -86,25 +92,37 @@ class Registry:
         """labels: added to every series, e.g. {"host": "vm"}."""
         self._clock = clock or SystemClock()
         self._base = labels or {}
+        self._refreshers: list[Callable[[], Awaitable[None]]] = []
         self._collectors: list[Callable[[Registry], None]] = []
         self._gauges: dict[Key, float] = {}
+        self._collected: dict[Key, float] | None = None
         self._counter_totals: dict[Key, float] = {}
         self._timer_totals: dict[Key, _Total] = {}
-        self._current = _Interval(self._clock.now_ns())
+        self._dropped = 0
         self._finished: _Interval | None = None
+        self._begin(self._clock.now_ns())
 
     def count(self, name: str, amount: float = 1, **labels: str) -> None:
         """Something happened `amount` times."""
         key = (name, _labels(labels))
+        total = self._counter_totals.get(key)
+        if total is None and self._is_full(self._counter_totals):
+            return
+        self._counter_totals[key] = (total or 0.0) + amount
         window = self._interval().counters.get(key)
         if window is None:
             window = self._current.counters[key] = _Window()
         window.add(amount)
-        self._counter_totals[key] = self._counter_totals.get(key, 0.0) + amount
 
     def gauge(self, name: str, value: float, **labels: str) -> None:
-        """The value is this now; it stays until it is set again or dropped."""
-        self._gauges[name, _labels(labels)] = value
+        """The value is this now; it stays until it is set again or dropped.
+
+        One that a collector sets lasts for that rendering only. A value that is no finite number is left out.
+        """
+        gauges = self._gauges if self._collected is None else self._collected
+        key = (name, _labels(labels))
+        if math.isfinite(value) and (key in gauges or not self._is_full(gauges)):
+            gauges[key] = value
 
     def drop_gauge(self, name: str, **labels: str) -> None:
         """The thing that was measured is gone."""
@@ -113,16 +131,26 @@ class Registry:
     def observe(self, name: str, milliseconds: float, **labels: str) -> None:
         """Something took this long."""
         key = (name, _labels(labels))
-        window = self._interval().timers.get(key)
-        if window is None:
-            window = self._current.timers[key] = _Window()
-        window.add(milliseconds)
         total = self._timer_totals.get(key)
         if total is None:
+            if self._is_full(self._timer_totals):
+                return
             total = self._timer_totals[key] = _Total()
         total.count += 1
         total.total += milliseconds
         total.recent.append(milliseconds)
+        window = self._interval().timers.get(key)
+        if window is None:
+            window = self._current.timers[key] = _Window()
+        window.add(milliseconds)
+
+    def observe_since(self, name: str, started_s: float) -> None:
+        """Something began at `started_s` of `monotonic()` and is over now."""
+        self.observe(name, (self._clock.monotonic() - started_s) * 1000)
+
+    def monotonic(self) -> float:
+        """Seconds of the clock that timers are measured with."""
+        return self._clock.monotonic()
 
     @contextmanager
     def timed(self, name: str, **labels: str) -> Iterator[None]:
@@ -137,9 +165,18 @@ class Registry:
         """Call `collector` before every rendering; it sets gauges that are cheap to read and not worth pushing."""
         self._collectors.append(collector)
 
+    def refresh_with(self, refresher: Callable[[], Awaitable[None]]) -> None:
+        """Await `refresher` in `refresh`: it measures what takes a thread, and its collector shows it."""
+        self._refreshers.append(refresher)
+
+    async def refresh(self) -> None:
+        """Measure anew what collectors cannot measure themselves; before a rendering that is to be fresh."""
+        for refresher in self._refreshers:
+            await refresher()
+
     def json_body(self) -> bytes:
         """Nomad's MetricsSummary of the last whole interval (of the running one in a node's first ten seconds)."""
-        self._collect()
+        gauges = self._collect()
         current = self._interval()
         shown = self._finished or current
         stamp = datetime.fromtimestamp(shown.started_ns / 1e9, UTC)
@@ -147,7 +184,7 @@ class Registry:
             "Timestamp": stamp.strftime("%Y-%m-%d %H:%M:%S +0000 UTC"),
             "Gauges": [
                 {"Name": name, "Value": value, "Labels": self._all_labels(labels)}
-                for (name, labels), value in sorted(self._gauges.items())
+                for (name, labels), value in sorted(gauges.items())
             ],
             "Points": [],
             "Counters": [
@@ -162,9 +199,9 @@ class Registry:
 
     def prometheus_text(self) -> str:
         """The text exposition format, version 0.0.4."""
-        self._collect()
+        gauges = self._collect()
         lines: list[str] = []
-        for name, rows in _by_name(self._gauges):
+        for name, rows in _by_name(gauges):
             lines.append(f"# TYPE {_prometheus_name(name)} gauge")
             lines += [_line(name, self._all_labels(labels), value) for labels, value in rows]
         for name, rows in _by_name(self._counter_totals):
@@ -185,20 +222,37 @@ class Registry:
 
     def _interval(self) -> _Interval:
         now = self._clock.now_ns()
-        age_s = (now - self._current.started_ns) / 1e9
         # A clock that jumped back starts a new interval too: an interval in the future would never end.
-        if not 0 <= age_s < INTERVAL_S:
+        if not self._current.started_ns <= now < self._ends_ns:
+            idle = now >= self._ends_ns + INTERVAL_S * 1_000_000_000
+            finished = self._current
             started = now - now % (INTERVAL_S * 1_000_000_000)
-            idle = age_s >= 2 * INTERVAL_S
-            self._finished = (
-                _Interval(started - INTERVAL_S * 1_000_000_000) if idle else self._current
-            )
-            self._current = _Interval(started)
+            self._begin(started)
+            self._finished = _Interval(started - INTERVAL_S * 1_000_000_000) if idle else finished
         return self._current
 
-    def _collect(self) -> None:
-        for collector in self._collectors:
-            collector(self)
+    def _begin(self, started_ns: int) -> None:
+        self._current = _Interval(started_ns)
+        self._ends_ns = started_ns + INTERVAL_S * 1_000_000_000
+
+    def _collect(self) -> dict[Key, float]:
+        """All gauges, those of the collectors as they are now."""
+        self._collected = {}
+        try:
+            for collector in self._collectors:
+                collector(self)
+            if self._dropped:
+                self._collected[DROPPED, ()] = self._dropped
+            return {**self._gauges, **self._collected}
+        finally:
+            self._collected = None
+
+    def _is_full(self, series: dict[Key, Any]) -> bool:
+        """Whether a new series must be dropped; labels with too many values must not fill the memory."""
+        if len(series) < MAX_SERIES:
+            return False
+        self._dropped += 1
+        return True
 
     def _all_labels(self, labels: Labels) -> dict[str, str]:
         return {**self._base, **dict(labels)}

@@ -112,6 +112,16 @@ class AllocRunner:
         return self._stop is not None or self._end is not None or self.is_terminal
 
     @property
+    def stage(self) -> str:
+        """How the node counts it: blocked (others must end first) | pending | running | terminal."""
+        status, _ = lifecycle.client_status(self.states())
+        if self._broken or status not in ("pending", "running"):
+            return "terminal"
+        if status == "pending" and self.restored.is_set() and not self._may_begin:
+            return "blocked"
+        return status
+
+    @property
     def finished_ns(self) -> int:
         """Wall time of the last task's end; 0 before, or when no task ever ended."""
         if not self.is_terminal:

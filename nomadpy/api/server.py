@@ -81,6 +81,11 @@ class ApiServer:
                 os.unlink(path)
         self._unix_paths.clear()
 
+    @property
+    def connections(self) -> int:
+        """Connections over TCP that are open now."""
+        return self._per_client.total()
+
     async def _listen(self, address: str) -> None:
         loop = asyncio.get_running_loop()
         if address.startswith(_UNIX):

@@ -45,9 +45,11 @@ async def reconcile_summaries(api: Api, request: web.Request) -> web.StreamRespo
 
 async def metrics(api: Api, request: web.Request) -> web.StreamResponse:
     """GET /v1/metrics: this node's figures, JSON or (where enabled) Prometheus text."""
-    if request.query.get("format") == "prometheus":
-        if not api.config.prometheus:
-            return text_response(415, "Prometheus is not enabled")
+    prometheus = request.query.get("format") == "prometheus"
+    if prometheus and not api.config.prometheus:
+        return text_response(415, "Prometheus is not enabled")
+    await api.local.metrics.refresh()
+    if prometheus:
         response = text_response(200, api.local.metrics.prometheus_text())
         response.headers["Content-Type"] = "text/plain; version=0.0.4; charset=utf-8"
         return response

@@ -9,8 +9,10 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 from nomadpy.clock import Clock
+from nomadpy.daemon.gauges import MeasuredStateMachine
 from nomadpy.entropy import Entropy
 from nomadpy.fsm.apply import StateMachine
+from nomadpy.metrics import Registry
 from nomadpy.models.calls import ServerAddress
 from nomadpy.models.root_key import RootKey
 from nomadpy.raft.config import PeerSpec, RaftConfig
@@ -44,13 +46,15 @@ class ServerProcess:
         run_disk: RunBlocking | None = None,
         fatal: Callable[[str], None] = exit_process,
         max_streams_per_address: int = 1000,
+        metrics: Registry | None = None,
     ) -> None:
-        """listen: host:port to bind. Raises CorruptionError when what is on disk is damaged."""
+        """listen: host:port to bind. metrics: None keeps figures that nobody reads. Raises CorruptionError when what is on disk is damaged."""
+        metrics = metrics or Registry(clock)
         self.store = StateStore()
         self.state_machine = StateMachine(self.store)
         self.raft = RaftNode(
             raft_config,
-            self.state_machine,
+            MeasuredStateMachine(self.state_machine, metrics),
             network=network,
             files=files,
             clock=clock,
@@ -58,7 +62,7 @@ class ServerProcess:
             run_blocking=run_disk,
             fatal=fatal,
         )
-        self.dispatcher = Dispatcher()
+        self.dispatcher = Dispatcher(metrics)
         self.pool = Pool(network, self.dispatcher, entropy)
         self.server = Server(
             settings,
@@ -72,6 +76,7 @@ class ServerProcess:
             entropy=entropy,
             run_blocking=run_scheduler,
             make_root_key=make_root_key,
+            metrics=metrics,
         )
         self.listener = Listener(
             network,

@@ -40,6 +40,7 @@ class StateMachine:
     def __init__(self, store: StateStore) -> None:
         self.store = store
         self._requests = dedup.Requests()
+        self.last_command: type[Command] | None = None  # for whoever measures what applying takes
 
     def apply(self, index: int, data: bytes) -> Applied | NomadError:
         """Apply one entry; an error is a returned value.
@@ -90,6 +91,7 @@ class StateMachine:
 
     def _run(self, index: int, entry: Entry) -> Applied | NomadError:
         error: NomadError
+        self.last_command = type(entry.command)
         tx = self.store.transaction(index, entry.now_ns)
         try:
             with tx:

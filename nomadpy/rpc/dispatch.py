@@ -22,8 +22,10 @@ from nomadpy.errors import (
     PermissionDeniedError,
     UnsupportedError,
 )
+from nomadpy.metrics import Registry
 from nomadpy.pki.roles import Identity
 from nomadpy.rpc.caller import Stream
+from nomadpy.rpc.figures import FIGURES, REQUESTS
 from nomadpy.rpc.methods import METHODS, Method
 from nomadpy.rpc.streams import local_pair
 from nomadpy.rpc.tasks import Tasks
@@ -48,8 +50,10 @@ class CallContext(msgspec.Struct, frozen=True, kw_only=True):
 class Dispatcher:
     """The methods that this node serves."""
 
-    def __init__(self) -> None:
+    def __init__(self, metrics: Registry | None = None) -> None:
+        """metrics: where calls are counted and timed; None counts nothing."""
         self._handlers: dict[str, Handler] = {}
+        self._metrics = metrics
 
     def register(self, method: str, handler: Handler) -> None:
         """Serve a method of rpc/methods.py. Raises ValueError for one that is not there, or is served already."""
@@ -132,6 +136,19 @@ class Dispatcher:
         return row
 
     async def _run(self, row: Method, *arguments: Any) -> Any:
+        metrics = self._metrics
+        if metrics is None:
+            return await self._serve(row, *arguments)
+        figures = FIGURES[row.name]
+        metrics.count(REQUESTS)
+        metrics.count(figures.rate)
+        started_s = metrics.monotonic()
+        try:
+            return await self._serve(row, *arguments)
+        finally:
+            metrics.observe_since(figures.timer, started_s)
+
+    async def _serve(self, row: Method, *arguments: Any) -> Any:
         try:
             reply = await self._handlers[row.name](*arguments)
             if not row.stream and not isinstance(reply, row.reply):

@@ -13,6 +13,7 @@ from nomadpy.clock import Clock
 from nomadpy.entropy import Entropy
 from nomadpy.errors import NomadError, NotLeaderError
 from nomadpy.fsm.commands import Applied, Command, Entry, encode_entry
+from nomadpy.metrics import Registry
 from nomadpy.server.settings import ServerSettings
 from nomadpy.state.store import Snapshot, StateStore
 
@@ -69,12 +70,14 @@ class Core:
         *,
         clock: Clock,
         entropy: Entropy,
+        metrics: Registry | None = None,
     ) -> None:
         self.settings = settings
         self.store = store
         self.raft = raft
         self.clock = clock
         self.entropy = entropy
+        self.metrics = metrics or Registry(clock)
 
     def snapshot(self) -> Snapshot:
         """The state as applied here, at this moment."""
@@ -93,7 +96,9 @@ class Core:
             now_ns=self.clock.now_ns(),
             command=command,
         )
-        index, result = await self.raft.propose(encode_entry(entry), timeout_s=timeout_s)
+        self.metrics.count("nomad.raft.apply")
+        with self.metrics.timed("nomad.raft.commitTime"):
+            index, result = await self.raft.propose(encode_entry(entry), timeout_s=timeout_s)
         if isinstance(result, NomadError):
             raise result
         if isinstance(result, Applied):

@@ -94,6 +94,7 @@ class Queries:
             await self.consistent()
         if options.min_index <= 0:
             return read(self._core.snapshot())
+        self._core.metrics.count("nomad.nomad.rpc.query")
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._wait_s(options)
         while True:

@@ -16,6 +16,7 @@ import msgspec
 from nomadpy import logs
 from nomadpy.clock import Clock
 from nomadpy.entropy import Entropy
+from nomadpy.metrics import Registry
 from nomadpy.models.calls import ServerAddress
 from nomadpy.models.root_key import RootKey
 from nomadpy.rpc.caller import Stream
@@ -69,10 +70,11 @@ class Server:
         entropy: Entropy,
         run_blocking: RunBlocking,
         make_root_key: Callable[[], Awaitable[RootKey]],
+        metrics: Registry | None = None,
     ) -> None:
         """bootstrap starts raft from a list; configuration is the list raft has, [] when not initialized."""
         self.settings = settings
-        self.core = Core(settings, store, raft, clock=clock, entropy=entropy)
+        self.core = Core(settings, store, raft, clock=clock, entropy=entropy, metrics=metrics)
         self.raft = raft
         self.nodes = ConnectedNodes()
         self.members = Members(self.core, pool, bootstrap, configuration, clock=clock)
@@ -112,6 +114,7 @@ class Server:
             tasks.create_task(self._lead_when_elected(), name="leadership")
 
     def _leadership(self, leading: bool, term: int) -> None:
+        self.core.metrics.count(f"nomad.raft.state.{'leader' if leading else 'follower'}")
         if leading:
             log.info("leadership won", term=term, name=self.settings.name)
             self._following.clear()

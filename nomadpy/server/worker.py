@@ -81,26 +81,29 @@ class Worker:
             self._broker.ack(evaluation.id, token, now=now(), now_ns=self._core.clock.now_ns())
 
     async def _process(self, evaluation: Evaluation, token: str) -> None:
+        metrics = self._core.metrics
         at_least = evaluation.modify_index
         attempts = ATTEMPTS.get(evaluation.type, 2)
         for _ in range(attempts):
             await self._core.raft.wait_applied(at_least, timeout_s=SNAPSHOT_WAIT_S)
             snapshot = self._core.snapshot()
-            decision: Decision = await self._run_blocking(
-                schedule,
-                evaluation,
-                snapshot,
-                now_ns=self._core.clock.now_ns(),
-                entropy=self._core.entropy,
-                cache=self._cache,
-            )
+            with metrics.timed(f"nomad.nomad.worker.invoke_scheduler_{evaluation.type}"):
+                decision: Decision = await self._run_blocking(
+                    schedule,
+                    evaluation,
+                    snapshot,
+                    now_ns=self._core.clock.now_ns(),
+                    entropy=self._core.entropy,
+                    cache=self._cache,
+                )
             if decision.plan is None:
                 await self._core.propose(EvalUpsert(evals=decision.evaluations))
                 return
             if not self._broker.extend(evaluation.id, token, now=self._core.clock.monotonic()):
                 raise DeadlineError("the evaluation was given to another worker")
             plan = msgspec.structs.replace(decision.plan, eval_token=token)
-            outcome = await self._applier.submit(plan)
+            with metrics.timed("nomad.nomad.worker.submit_plan"):
+                outcome = await self._applier.submit(plan)
             if outcome.complete:
                 return
             at_least = max(outcome.refresh_index, at_least)

@@ -69,6 +69,11 @@ class BlockedEvals:
     def __len__(self) -> int:
         return len(self._by_job)
 
+    @property
+    def escaped(self) -> int:
+        """How many any node may help, whatever its class."""
+        return sum(e.escaped_computed_class for e in self._by_job.values())
+
     def _missed(self, evaluation: Evaluation) -> bool:
         if self._gained_any > evaluation.snapshot_index:
             return True

@@ -39,6 +39,10 @@ class PlanApplier:
         self._queue: collections.deque[_Queued] = collections.deque()
         self._wake = asyncio.Event()
 
+    def __len__(self) -> int:
+        """Plans that wait."""
+        return len(self._queue)
+
     async def submit(self, plan: Plan) -> PlanOutcome:
         """Queue a plan and wait for its outcome. Raises DefiniteError when the queue is full."""
         if len(self._queue) >= MAX_QUEUE:
@@ -68,6 +72,7 @@ class PlanApplier:
                     answer.set_exception(DefiniteError("leadership was lost before the plan"))
 
     async def _apply_some(self) -> None:
+        metrics = self._core.metrics
         snapshot = self._core.snapshot()
         batch: list[tuple[_Queued, Plan, list[str]]] = []
         later: list[_Queued] = []
@@ -83,7 +88,10 @@ class PlanApplier:
             if batch and (crowded or nodes & touched):
                 later.append(queued)
                 break
-            committed, rejected = check_plan(snapshot, queued.plan)
+            with metrics.timed("nomad.nomad.plan.evaluate"):
+                committed, rejected = check_plan(snapshot, queued.plan)
+            if rejected:
+                metrics.count("nomad.nomad.plan.node_rejected", len(rejected))
             batch.append((queued, committed, rejected))
             touched |= nodes
             placements += len(nodes)
@@ -92,7 +100,8 @@ class PlanApplier:
             return
         plans = [committed for _, committed, _ in batch]
         try:
-            applied = await self._core.propose(PlanResults(plans=plans))
+            with metrics.timed("nomad.nomad.plan.apply"):
+                applied = await self._core.propose(PlanResults(plans=plans))
         except NomadError as error:
             for queued, _, _ in batch:
                 if not queued.answer.done():
