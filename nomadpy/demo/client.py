@@ -76,15 +76,15 @@ class ApiClient:
             parsed = raw.decode("utf-8", "replace")
         return Reply(response.status, parsed, int(response.headers.get("X-Nomad-Index") or 0))
 
-    def get(self, path: str, **query: str) -> Any:
+    def get(self, path: str, /, **query: str) -> Any:
         """The body of a GET. Raises ApiError for anything but 2xx."""
         return self._good("GET", path, None, query)
 
-    def put(self, path: str, body: Any = None, **query: str) -> Any:
+    def put(self, path: str, body: Any = None, /, **query: str) -> Any:
         """The body of a PUT's answer. Raises ApiError for anything but 2xx."""
         return self._good("PUT", path, body, query)
 
-    def delete(self, path: str, **query: str) -> Any:
+    def delete(self, path: str, /, **query: str) -> Any:
         """The body of a DELETE's answer. Raises ApiError for anything but 2xx."""
         return self._good("DELETE", path, None, query)
 
