@@ -37,7 +37,8 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
     data_dir: for `client.db`; alloc_dir: for allocations. http_addr: host:port that the node's API answers at.
     reserved: what is kept from tasks. options: free settings for drivers and fingerprints. task_certificates: False in
     clusters without an authority. credentials_wait_s: how long a task's start may wait for servers to sign.
-    destroy_on_exit: stop the workloads and remove their files when the agent ends (dev mode).
+    destroy_on_exit: stop the workloads and remove their files when the agent ends (dev mode). remote_exec: whether
+    users may run commands in tasks.
     """
 
     name: str
@@ -61,6 +62,7 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
     task_certificates: bool = True
     credentials_wait_s: float = 300.0
     destroy_on_exit: bool = False
+    remote_exec: bool = True
 
 
 class Metadata:
@@ -188,6 +190,7 @@ class Agent:
             host_stats=host_stats,
             alloc_root=self._directories.root,
             logs=task_logs,
+            remote_exec=config.remote_exec,
         )
 
     # -- for those who wire it --------------------------------------------------------------------

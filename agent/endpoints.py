@@ -18,7 +18,12 @@ from agent.garbage import GarbageCollector
 from agent.runner.task_runner import TaskRunner
 from agent.stats import total
 from nomadpy.clock import Clock
-from nomadpy.errors import DefiniteError, InvalidRequestError, NotFoundError
+from nomadpy.errors import (
+    DefiniteError,
+    InvalidRequestError,
+    NotFoundError,
+    PermissionDeniedError,
+)
 from nomadpy.models.base import ZERO_TIME
 from nomadpy.models.calls import (
     AllocRestart,
@@ -98,8 +103,9 @@ class Endpoints:
         host_stats: Callable[[], Awaitable[HostStats]],
         alloc_root: Callable[[str], str],
         logs: TaskLogs,
+        remote_exec: bool = True,
     ) -> None:
-        """alloc_root: an allocation's directory by its id."""
+        """alloc_root: an allocation's directory by its id. remote_exec: False refuses every exec session."""
         self._sync = sync
         self._garbage = garbage
         self._metadata = metadata
@@ -107,6 +113,7 @@ class Endpoints:
         self._host_stats = host_stats
         self._alloc_root = alloc_root
         self._logs = logs
+        self._remote_exec = remote_exec
 
     def register(self, registry: Registry) -> None:
         """Serve everything a node serves."""
@@ -209,7 +216,9 @@ class Endpoints:
         return _DONE
 
     async def alloc_exec(self, _context: object, request: ExecStart, stream: Stream) -> None:
-        """ClientAlloc.Exec: a command beside a running task."""
+        """ClientAlloc.Exec: a command beside a running task. PermissionDeniedError where the operator forbids it."""
+        if not self._remote_exec:
+            raise PermissionDeniedError
         runner = self._sync.runner(request.alloc_id)
         name = request.task
         if not name:

@@ -29,16 +29,9 @@ client {
     reserved_ports = "22"
   }
 
-  # A folder of this machine that jobs may mount by name.
-  host_volume "data" {
-    path      = "/srv/data"
-    read_only = false
-  }
-
-  # Without this block a stopping agent leaves its tasks running.
-  drain_on_shutdown {
-    deadline = "10m"
-  }
+  # Ended allocations are removed when there are more than these, or the disk is fuller than this.
+  gc_max_allocs           = 50
+  gc_disk_usage_threshold = 80
 }
 
 plugin "docker" {

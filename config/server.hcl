@@ -19,8 +19,7 @@ server {
   bootstrap_expect = 3
 
   server_join {
-    retry_join     = ["10.0.0.11", "10.0.0.12", "10.0.0.13"]
-    retry_interval = "15s"
+    retry_join = ["10.0.0.11", "10.0.0.12", "10.0.0.13"]
   }
 
   # Finished work is forgotten after these.
@@ -40,7 +39,6 @@ tls {
 }
 
 telemetry {
-  prometheus_metrics         = true
-  publish_allocation_metrics = true
-  publish_node_metrics       = true
+  prometheus_metrics   = true
+  publish_node_metrics = true
 }

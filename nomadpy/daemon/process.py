@@ -222,7 +222,9 @@ class Node:
         if config.tls.http:
             assert self._material is not None
             self._https = https_server_context(
-                self._material, verify_client=config.tls.verify_https_client
+                self._material,
+                verify_client=config.tls.verify_https_client,
+                minimum=config.tls.tls_min_version.lower(),
             )
         return ApiConfig(
             addresses=tuple(self._listen["http"]),

@@ -116,8 +116,13 @@ def agent_config(config: Config, http: str, servers: list[str]) -> AgentConfig:
         node_max_allocs=client.node_max_allocs,
         options=client.options,
         max_kill_timeout_s=client.max_kill_timeout / 1e9,
-        garbage=GarbageLimits(),
+        garbage=GarbageLimits(
+            interval_s=client.gc_interval / 1e9,
+            max_allocs=client.gc_max_allocs,
+            disk_percent=client.gc_disk_usage_threshold,
+        ),
         destroy_on_exit=config.dev_mode,
+        remote_exec=not client.disable_remote_exec,
     )
 
 

@@ -160,6 +160,15 @@ async def test_logs_come_framed_or_plain_and_unknown_tasks_are_named() -> None:
         assert (status, text) == (404, 'task "later" not started yet. No logs available')
 
 
+async def test_no_exec_session_begins_where_the_operator_forbids_it() -> None:
+    world = World()
+    async with world.running(remote_exec=False) as agent:
+        node = Node(agent)
+        await until_running(world)
+        start = calls.ExecStart(alloc_id=ALLOC.id, task="task", command=["echo", "hi"])
+        assert await node.refused("ClientAlloc.Exec", start) == (403, "Permission denied")
+
+
 async def test_an_exec_session_speaks_the_messages_of_the_wire() -> None:
     world = World()
     async with world.running() as agent:

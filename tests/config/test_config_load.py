@@ -51,9 +51,7 @@ def test_the_sample_client_is_read_in_full() -> None:
     client = load([str(SAMPLES / "client.hcl")], {}).client
     assert client.meta == {"rack": "r1", "ssd": "true"}
     assert (client.reserved.cpu, client.reserved.reserved_ports) == (500, "22")
-    assert client.host_volume["data"].path == "/srv/data"
-    assert client.drain_on_shutdown is not None
-    assert client.drain_on_shutdown.deadline == 600 * 10**9
+    assert (client.gc_max_allocs, client.gc_disk_usage_threshold) == (50, 80)
     assert client.alloc_dir == "/var/lib/nomadpy/alloc"
 
 
