@@ -141,7 +141,7 @@ class RealCluster(LocalCluster):
                 lines += [f"  {name}: {e['Type']}: {e['DisplayMessage']}" for e in state["Events"]]
         for one in self.any_api.get(f"/v1/job/{job_id}/evaluations"):
             lines.append(
-                f"evaluation {one['TriggeredBy']}: {one['Status']} {one['StatusDescription']}"
+                f"evaluation {one['TriggeredBy']}: {one['Status']} {one.get('StatusDescription', '')}"
             )
             lines.append(f"  {one.get('FailedTGAllocs')}")
         return "\n".join(lines)
