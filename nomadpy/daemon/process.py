@@ -132,7 +132,8 @@ class Node:
 
     def _build_server(self) -> ServerProcess:
         config = self.config
-        home = Path(config.server.data_dir)
+        # The id lies beside the log: who loses the log loses the id, and cannot vote a second time as the same server.
+        home = Path(config.server.data_dir) / "raft"
         home.mkdir(mode=0o700, parents=True, exist_ok=True)
         server_id = _persistent_id(home / SERVER_ID_FILE, self._entropy.uuid)
         return ServerProcess(
