@@ -72,36 +72,11 @@ class PlanApplier:
                     answer.set_exception(DefiniteError("leadership was lost before the plan"))
 
     async def _apply_some(self) -> None:
-        metrics = self._core.metrics
-        snapshot = self._core.snapshot()
-        batch: list[tuple[_Queued, Plan, list[str]]] = []
-        later: list[_Queued] = []
-        touched: set[str] = set()
-        placements = 0
-        while self._queue and len(batch) < PLANS_IN_ONE_ENTRY:
-            queued = self._queue.popleft()
-            if queued.answer.done():
-                continue
-            nodes = {a.node_id for a in queued.plan.placements}
-            crowded = placements + len(queued.plan.placements) > PLACEMENTS_IN_ONE_ENTRY
-            # Two plans on one node cannot both be checked against one snapshot.
-            if batch and (crowded or nodes & touched):
-                later.append(queued)
-                break
-            with metrics.timed("nomad.nomad.plan.evaluate"):
-                committed, rejected = check_plan(snapshot, queued.plan)
-            if rejected:
-                metrics.count("nomad.nomad.plan.node_rejected", len(rejected))
-            batch.append((queued, committed, rejected))
-            touched |= nodes
-            placements += len(nodes)
-        self._queue.extendleft(reversed(later))
+        batch = self._take_batch()
         if not batch:
             return
-        plans = [committed for _, committed, _ in batch]
         try:
-            with metrics.timed("nomad.nomad.plan.apply"):
-                applied = await self._core.propose(PlanResults(plans=plans))
+            index, refused = await self._commit([parts for _, parts, _ in batch])
         except NomadError as error:
             for queued, _, _ in batch:
                 if not queued.answer.done():
@@ -111,23 +86,98 @@ class PlanApplier:
             for queued, _, _ in batch:
                 queued.answer.cancel()
             raise
-        for queued, committed, rejected in batch:
-            if rejected:
+        for (queued, parts, rejected), reason in zip(batch, refused, strict=True):
+            if rejected or reason:
                 log.info(
                     "plan held only in part",
-                    eval_id=committed.eval_id,
+                    eval_id=parts[0].eval_id,
                     nodes_rejected=len(rejected),
-                    index=applied.index,
+                    reason=reason,
+                    index=index,
                 )
             if not queued.answer.done():
+                held = not rejected and not reason
                 queued.answer.set_result(
                     PlanOutcome(
-                        complete=not rejected,
-                        index=applied.index,
-                        refresh_index=applied.index if rejected else 0,
+                        complete=held,
+                        index=index,
+                        refresh_index=0 if held else index,
                         rejected_nodes=rejected,
                     )
                 )
+
+    def _take_batch(self) -> list[tuple[_Queued, list[Plan], list[str]]]:
+        """Check queued plans on the newest state; each comes with its parts and the nodes that were left out.
+
+        Two plans on one node cannot both be checked against one snapshot, and a plan of several parts goes alone.
+        """
+        metrics = self._core.metrics
+        snapshot = self._core.snapshot()
+        batch: list[tuple[_Queued, list[Plan], list[str]]] = []
+        touched: set[str] = set()
+        placements = 0
+        while self._queue and len(batch) < PLANS_IN_ONE_ENTRY:
+            queued = self._queue[0]
+            if queued.answer.done():
+                self._queue.popleft()
+                continue
+            nodes = {a.node_id for a in queued.plan.placements}
+            placements += len(queued.plan.placements)
+            if batch and (placements > PLACEMENTS_IN_ONE_ENTRY or nodes & touched):
+                break
+            self._queue.popleft()
+            with metrics.timed("nomad.nomad.plan.evaluate"):
+                committed, rejected = check_plan(snapshot, queued.plan)
+            if rejected:
+                metrics.count("nomad.nomad.plan.node_rejected", len(rejected))
+            batch.append((queued, split_plan(committed), rejected))
+            touched |= nodes
+        return batch
+
+    async def _commit(self, plans: list[list[Plan]]) -> tuple[int, list[str]]:
+        """Write the plans' parts, the first ones in one entry; returns the last index and why each was refused, "" not."""
+        refused = [""] * len(plans)
+        index = 0
+        for number in range(max(map(len, plans))):
+            present = [k for k, parts in enumerate(plans) if number < len(parts)]
+            with self._core.metrics.timed("nomad.nomad.plan.apply"):
+                applied = await self._core.propose(
+                    PlanResults(plans=[plans[k][number] for k in present])
+                )
+            index = applied.index
+            for k, reason in zip(present, applied.value or [""] * len(present), strict=True):
+                refused[k] = refused[k] or reason
+            if any(refused):
+                # The rest of a plan that is refused would be refused as well.
+                break
+        return index, refused
+
+
+def split_plan(plan: Plan, limit: int = PLACEMENTS_IN_ONE_ENTRY) -> list[Plan]:
+    """Cut a plan into parts of at most `limit` placements, so that no log entry grows without bound.
+
+    A stop stays with the placement that replaces it; the deployment comes first, the evaluations last: only a plan whose
+    parts are all there has ended its evaluation. A gang (all_at_once) is never cut.
+    """
+    if len(plan.placements) <= limit or plan.all_at_once:
+        return [plan]
+    part_of = {
+        alloc.previous_allocation: number // limit
+        for number, alloc in enumerate(plan.placements)
+        if alloc.previous_allocation
+    }
+    count = -(-len(plan.placements) // limit)
+    return [
+        msgspec.structs.replace(
+            plan,
+            placements=plan.placements[number * limit : (number + 1) * limit],
+            stops=[s for s in plan.stops if part_of.get(s.alloc_id, 0) == number],
+            deployment=plan.deployment if number == 0 else None,
+            deployment_updates=plan.deployment_updates if number == 0 else [],
+            evaluations=plan.evaluations if number == count - 1 else [],
+        )
+        for number in range(count)
+    ]
 
 
 def check_plan(snapshot: Snapshot, plan: Plan) -> tuple[Plan, list[str]]:
