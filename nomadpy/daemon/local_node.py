@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import platform
 from typing import Any
@@ -10,13 +11,26 @@ from agent.agent import Agent
 from agent.server_list import ServerList
 from nomadpy.config.model import Config
 from nomadpy.daemon.server_process import ServerProcess
-from nomadpy.daemon.settings import shown_config, with_port
+from nomadpy.daemon.settings import with_port
+from nomadpy.daemon.shown import shown_config
 from nomadpy.errors import InvalidRequestError, NomadError, UnreachableError
 from nomadpy.metrics import Registry
 from nomadpy.models.calls import ServerAddress
 from nomadpy.models.operator import AgentHealth, AgentHealthResponse, AgentMember
 from nomadpy.server.endpoints.operator import agent_member
 from nomadpy.server.members import Member
+
+LOG_STORE = "nomadpy-segments"
+_GO_ARCH = {"x86_64": "amd64", "aarch64": "arm64"}
+_GOSSIP_ONLY = (
+    "coordinate_resets",
+    "event_queue",
+    "event_time",
+    "intent_queue",
+    "member_time",
+    "query_queue",
+    "query_time",
+)
 
 
 class LocalNode:
@@ -67,35 +81,61 @@ class LocalNode:
         return shown_config(self._config, self._http, self._rpc)
 
     def stats(self) -> dict[str, dict[str, str]]:
-        """Figures by part, all as text."""
-        found: dict[str, dict[str, str]] = {
-            "runtime": {
-                "arch": platform.machine(),
-                "cpu_count": str(os.cpu_count() or 1),
-                "kernel.name": platform.system().lower(),
-                "version": f"python{platform.python_version()}",
-            }
-        }
+        """Figures by part, all as text, under the names that tools know."""
+        found = {"runtime": _runtime()}
         if self._server is not None:
-            raft = self._server.raft
-            leader = raft.leader
-            found["raft"] = raft.stats()
-            found["nomad"] = {
-                "server": "true",
-                "leader": str(raft.is_leader).lower(),
-                "leader_addr": leader.address if leader is not None else "",
-                "bootstrap": str(self._config.server.bootstrap_expect == 1).lower(),
-                "known_regions": "1",
-            }
-            members = self._server.server.members.all()
-            found["serf"] = {
-                "members": str(len(members)),
-                "failed": str(sum(m.status == "failed" for m in members)),
-                "left": str(sum(m.status == "left" for m in members)),
-            }
+            found["raft"] = self._raft()
+            found["nomad"] = self._nomad()
+            found["serf"] = self._serf()
         if self._agent is not None:
-            found["client"] = {str(k): str(v) for k, v in self._agent.stats().items()}
+            found["client"] = {**self._agent.stats(), "known_servers": ",".join(self.servers())}
         return found
+
+    def _nomad(self) -> dict[str, str]:
+        assert self._server is not None
+        raft = self._server.raft
+        leader = raft.leader
+        return {
+            "server": "true",
+            "leader": str(raft.is_leader).lower(),
+            "leader_addr": leader.address if leader is not None else "",
+            "bootstrap": str(self._config.server.bootstrap_expect == 1).lower(),
+            "known_regions": "1",
+        }
+
+    def _raft(self) -> dict[str, str]:
+        assert self._server is not None
+        raft = self._server.raft
+        servers = " ".join(
+            f"{{Suffrage:{'Voter' if votes else 'Nonvoter'} ID:{peer.id} Address:{peer.address}}}"
+            for peer, votes in raft.peers()
+        )
+        return {
+            # How often it went round and to the disk is shown among the metrics.
+            **{k: v for k, v in raft.stats().items() if k not in ("rounds", "syncs")},
+            "last_contact": "0" if raft.is_leader else raft.stats()["last_contact"],
+            "latest_configuration": f"[{servers}]",
+            "latest_configuration_index": str(raft.core.history.last_change_index),
+            "logstore_backend": LOG_STORE,
+            "protocol_version": "3",
+            "protocol_version_min": "3",
+            "protocol_version_max": "3",
+            "snapshot_version_min": "1",
+            "snapshot_version_max": "1",
+        }
+
+    def _serf(self) -> dict[str, str]:
+        """Membership under the names of Nomad's gossip. What a gossip protocol alone has is 0."""
+        assert self._server is not None
+        members = self._server.server.members.all()
+        return {
+            "members": str(len(members)),
+            "failed": str(sum(m.status == "failed" for m in members)),
+            "left": str(sum(m.status == "left" for m in members)),
+            "encrypted": str(self._config.tls.rpc).lower(),
+            "health_score": "0",
+            **dict.fromkeys(_GOSSIP_ONLY, "0"),
+        }
 
     def member(self) -> AgentMember:
         """This server as a member; an empty one without a server."""
@@ -153,3 +193,15 @@ class LocalNode:
         """Treat a server as gone."""
         if self._server is not None:
             self._server.server.members.force_leave(name, prune=prune)
+
+
+def _runtime() -> dict[str, str]:
+    machine = platform.machine()
+    return {
+        "arch": _GO_ARCH.get(machine, machine),
+        "cpu_count": str(os.cpu_count() or 1),
+        "goroutines": str(len(asyncio.all_tasks())),
+        "kernel.name": platform.system().lower(),
+        "max_procs": str(len(os.sched_getaffinity(0))),
+        "version": f"python{platform.python_version()}",
+    }

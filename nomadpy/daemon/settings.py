@@ -7,7 +7,6 @@ from typing import Any
 from agent.agent import AgentConfig
 from agent.fingerprint.parts import FingerprintConfig
 from agent.garbage import GarbageLimits
-from nomadpy import __version__
 from nomadpy.config.addresses import join_host_port, split_host_port
 from nomadpy.config.model import Config
 from nomadpy.models.node import (
@@ -24,7 +23,6 @@ from nomadpy.server.settings import SCHEDULER_TYPES, ServerSettings
 NOMAD_COMPATIBLE = "2.0.0"
 """The version of Nomad whose wire this is; clients that read a version expect to parse one of Nomad's."""
 
-REDACTED = "<redacted>"
 DEV_MIN_HEARTBEAT_S = 10.0
 
 
@@ -61,6 +59,7 @@ def server_settings(config: Config, server_id: str, rpc: str, http: str) -> Serv
         node_gc_s=server.node_gc_threshold / 1e9,
         deployment_gc_s=server.deployment_gc_threshold / 1e9,
         job_max_priority=server.job_max_priority,
+        task_certificate_ttl_s=server.task_certificate_ttl / 1e9,
         scheduler_algorithm=server.default_scheduler_config.scheduler_algorithm or "binpack",
     )
 
@@ -150,65 +149,3 @@ def fingerprint_config(config: Config, http: str) -> FingerprintConfig:
         http_addr=http,
         version=NOMAD_COMPATIBLE,
     )
-
-
-def shown_config(config: Config, http: str, rpc: str) -> dict[str, Any]:
-    """The effective configuration in Go's spelling for /v1/agent/self, without secrets; http, rpc: as advertised."""
-    acl, tls, ports = config.acl, config.tls, config.ports
-    return {
-        "ACL": {
-            "Enabled": acl.enabled,
-            "TokenTTL": acl.token_ttl,
-            "PolicyTTL": acl.policy_ttl,
-            "RoleTTL": acl.role_ttl,
-            "ReplicationToken": REDACTED if acl.replication_token else "",
-            "TokenMinExpirationTTL": acl.token_min_expiration_ttl,
-            "TokenMaxExpirationTTL": acl.token_max_expiration_ttl,
-        },
-        "Addresses": {
-            "HTTP": config.addresses.http or config.bind_addr,
-            "RPC": config.addresses.rpc or config.bind_addr,
-            "Serf": config.addresses.serf or config.bind_addr,
-        },
-        "AdvertiseAddrs": {
-            "HTTP": http,
-            "RPC": rpc,
-            "Serf": with_port(split_host_port(rpc)[0], config.ports.serf),
-        },
-        "BindAddr": config.bind_addr,
-        "Client": {
-            "Enabled": config.client.enabled,
-            "AllocDir": config.client.alloc_dir,
-            "Meta": config.client.meta,
-            "NodeClass": config.client.node_class,
-            "NodePool": config.client.node_pool,
-            "Options": config.client.options,
-            "Servers": config.client.servers or None,
-            "StateDir": config.client.state_dir,
-        },
-        "DataDir": config.data_dir,
-        "Datacenter": config.datacenter,
-        "DevMode": config.dev_mode,
-        "EnableDebug": config.enable_debug,
-        "LogJson": config.log_json,
-        "LogLevel": config.log_level,
-        "NodeName": config.name,
-        "Plugins": [{"Name": name} for name in sorted(config.plugin)],
-        "Ports": {"HTTP": ports.http, "RPC": ports.rpc, "Serf": ports.serf},
-        "Region": config.region,
-        "Server": {
-            "Enabled": config.server.enabled,
-            "BootstrapExpect": config.server.bootstrap_expect,
-            "DataDir": config.server.data_dir,
-            "RetryJoin": config.server.retry_join,
-        },
-        "TLSConfig": {
-            "EnableHTTP": tls.http,
-            "EnableRPC": tls.rpc,
-            "VerifyHTTPSClient": tls.verify_https_client,
-            "CAFile": tls.ca_file,
-            "CertFile": tls.cert_file,
-            "KeyFile": REDACTED if tls.key_file else "",
-        },
-        "Version": {"Version": NOMAD_COMPATIBLE, "VersionMetadata": f"nomadpy-{__version__}"},
-    }

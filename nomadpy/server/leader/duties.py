@@ -266,6 +266,7 @@ class LeaderDuties:
     async def _establish(self) -> None:
         """Make what a new cluster lacks: its id, scheduler and autopilot settings, the first root key."""
         core = self._core
+        started_s = core.metrics.monotonic()
         while True:
             try:
                 snapshot = core.snapshot()
@@ -285,6 +286,7 @@ class LeaderDuties:
                 log.warning("leadership not established yet", error=error.message)
                 await asyncio.sleep(1.0)
             else:
+                core.metrics.observe_since("nomad.nomad.leader.establish_leadership", started_s)
                 return
 
 
