@@ -176,6 +176,8 @@ def _server(config: Config) -> list[str]:
     for name in ("heartbeat_grace", "min_heartbeat_ttl", "failover_heartbeat_ttl"):
         if getattr(server, name) <= 0:
             refuse(name, "must be above zero")
+    if server.task_certificate_ttl < 10_000_000_000:
+        refuse("task_certificate_ttl", "must be at least 10s, so that it can be renewed in time")
     for kind in server.enabled_schedulers:
         if kind not in ("service", "batch", "system", "sysbatch", "_core"):
             refuse(

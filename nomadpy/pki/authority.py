@@ -18,7 +18,8 @@ from nomadpy.errors import ConfigError
 CA_NAME = "Nomad Agent CA"
 CA_DAYS = 1825
 
-# A certificate is valid from a little before its making: clocks of a cluster differ.
+# A certificate is valid from a little before its making: clocks of a cluster differ. A short-lived one gets less, for
+# its holder renews it at two thirds of its span, which must not lie in the past.
 BACKDATE = timedelta(minutes=5)
 
 CASigner = ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey
@@ -83,7 +84,7 @@ def certificate_builder(
     """What every certificate has: names, key, a random serial number, validity, the key's identifier."""
     now = moment(now_ns)
     # An expired certificate (negative lifetime) still begins before it ends.
-    begins = min(now, now + lifetime) - BACKDATE
+    begins = min(now, now + lifetime) - min(BACKDATE, abs(lifetime) / 4)
     return (
         x509.CertificateBuilder()
         .subject_name(subject)

@@ -130,6 +130,7 @@ def test_what_is_left_out_has_nomads_defaults() -> None:
         (SERVER + "datacenter = dc2", ["the name 'dc2' has no meaning here", '"dc2"']),
         (SERVER + 'server { heartbeat_grace = "10" }', ['time: missing unit in duration "10"']),
         (SERVER + "server { heartbeat_grace = 10 }", ["a unit is missing"]),
+        (SERVER + 'server { task_certificate_ttl = "1s" }', ["must be at least 10s"]),
         (SERVER + "acl = true", ["'acl' is a block, not a setting"]),
         (SERVER + "region { }", ["region is a setting, not a block"]),
         (SERVER + "plugin { config { } }", ["the block 'plugin' needs a label"]),
