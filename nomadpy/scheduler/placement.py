@@ -263,7 +263,18 @@ class GroupPlacer:
             counted = 1 + sum(1 for name, value in parts.items() if value and name != BINPACK)
             self._standing[index] = (sum(parts.values()), counted, self._spread.values(state.node))
         else:
-            heapq.heappush(self._heap, (-self._score(index), index, self._stamps[index]))
+            self._push(index)
+
+    def _push(self, index: int) -> None:
+        """Enter a node's new score. Old entries are dropped where that is cheap: below a root that keeps getting better
+        they would pile up, and every look at the best few would wade through them."""
+        heap = self._heap
+        while heap and self._stamps[heap[0][1]] != heap[0][2]:
+            heapq.heappop(heap)
+        if len(heap) > 2 * len(self._stamps) + 64:
+            heap[:] = [entry for entry in heap if self._stamps[entry[1]] == entry[2]]
+            heapq.heapify(heap)
+        heapq.heappush(heap, (-self._score(index), index, self._stamps[index]))
 
     def _retire(self, index: int) -> None:
         self._stamps[index] += 1
