@@ -47,7 +47,14 @@ def test_expression_matches(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ['Status != "ready"', "Meta is empty", "rack not in Meta", "Drain == true", "not Status == ready"]
+    "text",
+    [
+        'Status != "ready"',
+        "Meta is empty",
+        "rack not in Meta",
+        "Drain == true",
+        "not Status == ready",
+    ],
 )
 def test_expression_does_not_match(text: str) -> None:
     assert not parse(text)(NODE)
@@ -72,7 +79,9 @@ def test_an_unknown_field_is_an_error_only_when_an_object_is_looked_at() -> None
         predicate(NODE)
 
 
-@pytest.mark.parametrize("text", ["(" * 1000, "not " * 1000 + "A == 1", "A == 1 and", "x" * 5000, "A matches '['"])
+@pytest.mark.parametrize(
+    "text", ["(" * 1000, "not " * 1000 + "A == 1", "A == 1 and", "x" * 5000, "A matches '['"]
+)
 def test_hostile_text_is_refused_with_400(text: str) -> None:
     with pytest.raises(InvalidRequestError) as caught:
         parse(text)
