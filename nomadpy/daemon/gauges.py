@@ -60,6 +60,11 @@ _FSM: dict[type[Command], str] = {
     commands.ClusterMetadataSet: "cluster_meta",
     commands.ReconcileSummaries: "reconcile_summaries",
     commands.Noop: "noop",
+    commands.VariableSet: "apply_variable_set",
+    commands.VariableDelete: "apply_variable_delete",
+    commands.VariableLock: "apply_variable_lock",
+    commands.VariableUnlock: "apply_variable_unlock",
+    commands.VariableReseal: "apply_variable_reseal",
 }
 _TIMERS = {command: f"nomad.nomad.fsm.{name}" for command, name in _FSM.items()}
 

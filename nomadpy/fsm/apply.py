@@ -17,6 +17,7 @@ from nomadpy.errors import CorruptionError, InvalidRequestError, NomadError
 from nomadpy.fsm import commands, dedup
 from nomadpy.fsm.commands import Applied, Command, Entry
 from nomadpy.models.job import Job
+from nomadpy.models.variable import HeldLock
 from nomadpy.state import (
     allocs,
     deployments,
@@ -26,6 +27,7 @@ from nomadpy.state import (
     operator,
     persist,
     plan_results,
+    variables,
 )
 from nomadpy.state.store import StateStore, Transaction
 
@@ -258,11 +260,11 @@ def _autopilot_config_set(tx: Transaction, c: commands.AutopilotConfigSet) -> ob
 
 
 def _root_key_upsert(tx: Transaction, c: commands.RootKeyUpsert) -> None:
-    operator.upsert_root_key(tx, c.key)
+    operator.upsert_root_key(tx, c.key, full=c.full)
 
 
 def _root_key_delete(tx: Transaction, c: commands.RootKeyDelete) -> None:
-    operator.delete_root_key(tx, c.key_id)
+    operator.delete_root_key(tx, c.key_id, force=c.force)
 
 
 def _cluster_metadata_set(tx: Transaction, c: commands.ClusterMetadataSet) -> object:
@@ -271,6 +273,36 @@ def _cluster_metadata_set(tx: Transaction, c: commands.ClusterMetadataSet) -> ob
 
 def _reconcile_summaries(tx: Transaction, _: commands.ReconcileSummaries) -> None:
     jobs.reconcile_summaries(tx)
+
+
+def _variable_set(tx: Transaction, c: commands.VariableSet) -> object:
+    return variables.store(tx, c.namespace, c.path, c.sealed, cas=c.cas, lock_id=c.lock_id)
+
+
+def _variable_delete(tx: Transaction, c: commands.VariableDelete) -> object:
+    return variables.delete(tx, c.namespace, c.path, cas=c.cas)
+
+
+def _variable_lock(tx: Transaction, c: commands.VariableLock) -> object:
+    return variables.lock(
+        tx,
+        c.namespace,
+        c.path,
+        c.sealed,
+        HeldLock(id=c.lock_id, ttl=c.ttl, delay=c.delay),
+        keep=c.keep,
+        held_id=c.held_id,
+    )
+
+
+def _variable_unlock(tx: Transaction, c: commands.VariableUnlock) -> object:
+    return variables.unlock(tx, c.namespace, c.path, c.lock_id, c.reason)
+
+
+def _variable_reseal(tx: Transaction, c: commands.VariableReseal) -> None:
+    for item in c.variables:
+        variables.reseal(tx, item.namespace, item.path, was=item.was, sealed=item.sealed)
+    operator.retire_rekeyed(tx)
 
 
 def _noop(_tx: Transaction, _: commands.Noop) -> None:
@@ -307,4 +339,9 @@ _HANDLERS: dict[type[Command], Callable[[Transaction, Any], object]] = {
     commands.ReconcileSummaries: _reconcile_summaries,
     commands.Noop: _noop,
     commands.DeploymentPromote: _deployment_promote,
+    commands.VariableSet: _variable_set,
+    commands.VariableDelete: _variable_delete,
+    commands.VariableLock: _variable_lock,
+    commands.VariableUnlock: _variable_unlock,
+    commands.VariableReseal: _variable_reseal,
 }

@@ -23,6 +23,7 @@ from nomadpy.models.operator import AutopilotConfiguration, SchedulerConfigurati
 from nomadpy.models.plan import Plan
 from nomadpy.models.root_key import RootKey
 from nomadpy.models.scaling import ScalingEvent
+from nomadpy.models.variable import Sealed
 
 
 class JobRegister(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag=1):
@@ -208,15 +209,17 @@ class AutopilotConfigSet(msgspec.Struct, frozen=True, kw_only=True, omit_default
 
 
 class RootKeyUpsert(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag=22):
-    """Store a root key; an active one makes the others inactive."""
+    """Store a root key; an active one makes the others inactive, or with `full` rekeying."""
 
     key: RootKey
+    full: bool = False
 
 
 class RootKeyDelete(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag=23):
-    """Remove a root key that is not active."""
+    """Remove a root key that is not active and, without force, that no variable is encrypted with."""
 
     key_id: str
+    force: bool = False
 
 
 class ClusterMetadataSet(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag=24):
@@ -253,6 +256,74 @@ class DeploymentPromote(msgspec.Struct, frozen=True, kw_only=True, omit_defaults
     evaluation: Evaluation | None = None
 
 
+class VariableSet(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag=30):
+    """Store a variable. cas: the ModifyIndex that must be current, 0 that there must be none.
+
+    lock_id: what the holder of its lock shows. Value: models.variable.Written, as a map.
+    """
+
+    namespace: str
+    path: str
+    sealed: Sealed
+    cas: int | None = None
+    lock_id: str = ""
+
+
+class VariableDelete(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag=31):
+    """Remove a variable; none is no error. cas, value: as VariableSet."""
+
+    namespace: str
+    path: str
+    cas: int | None = None
+
+
+class VariableLock(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag=32):
+    """Take the lock of a variable, which is made when there is none.
+
+    lock_id: of a new lock; held_id: what a holder shows to keep its own. ttl, delay: nanoseconds.
+    keep: a variable that exists keeps its items, and `sealed` is only for a new one. Value: as VariableSet.
+    """
+
+    namespace: str
+    path: str
+    sealed: Sealed
+    lock_id: str
+    ttl: int
+    delay: int
+    keep: bool = False
+    held_id: str = ""
+
+
+class VariableUnlock(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag=33):
+    """End a lock. reason: released (by its holder), expired (the delay begins), delayed (the delay is over).
+
+    Value: as VariableSet.
+    """
+
+    namespace: str
+    path: str
+    lock_id: str
+    reason: str
+
+
+class Resealed(msgspec.Struct, frozen=True, array_like=True):
+    """A variable encrypted anew. was: the nonce of what was decrypted; another one means it was written since."""
+
+    namespace: str
+    path: str
+    was: bytes
+    sealed: Sealed
+
+
+class VariableReseal(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag=34):
+    """Replace ciphertext whose content is the same; indexes and times stay.
+
+    Root keys in state rekeying that no variable uses any more become inactive.
+    """
+
+    variables: list[Resealed] = []
+
+
 Command = (
     JobRegister
     | JobDeregister
@@ -283,6 +354,11 @@ Command = (
     | ReconcileSummaries
     | Noop
     | DeploymentPromote
+    | VariableSet
+    | VariableDelete
+    | VariableLock
+    | VariableUnlock
+    | VariableReseal
 )
 
 

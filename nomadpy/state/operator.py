@@ -36,8 +36,11 @@ def set_autopilot_config(tx: Transaction, config: AutopilotConfiguration, cas: i
     return True
 
 
-def upsert_root_key(tx: Transaction, key: RootKey) -> None:
-    """Store a root key; when it is the active one, the one that was becomes inactive and still verifies."""
+def upsert_root_key(tx: Transaction, key: RootKey, *, full: bool = False) -> None:
+    """Store a root key; when it is the active one, the one that was becomes inactive and still verifies.
+
+    full: all others that are not about to become active are rekeying: what they encrypted is encrypted anew.
+    """
     existing = tx.root_key(key.key_id)
     key = msgspec.structs.replace(
         key,
@@ -47,14 +50,24 @@ def upsert_root_key(tx: Transaction, key: RootKey) -> None:
     )
     if key.state == "active":
         for other in tx.root_keys():
-            if other.state == "active" and other.key_id != key.key_id:
-                other = msgspec.structs.replace(other, state="inactive", modify_index=tx.index)
+            if other.key_id == key.key_id or other.state == "prepublished":
+                continue
+            if other.state == "active" or (full and other.state == "inactive"):
+                other = msgspec.structs.replace(
+                    other,
+                    state="rekeying" if full else "inactive",
+                    retired_time=other.retired_time or tx.now_ns,
+                    modify_index=tx.index,
+                )
                 tx.put(schema.ROOT_KEYS, other.key_id, other)
     tx.put(schema.ROOT_KEYS, key.key_id, key)
 
 
-def delete_root_key(tx: Transaction, key_id: str) -> None:
-    """Remove a root key. Raises NotFoundError, InvalidRequestError (it is the active one)."""
+def delete_root_key(tx: Transaction, key_id: str, *, force: bool = False) -> None:
+    """Remove a root key. Raises NotFoundError, InvalidRequestError (it is the active one, or encrypts a variable).
+
+    force: also when variables are encrypted with it; nobody can read them any more then.
+    """
     key = tx.root_key(key_id)
     if key is None:
         raise NotFoundError("root key metadata not found", status=500)
@@ -62,7 +75,17 @@ def delete_root_key(tx: Transaction, key_id: str) -> None:
         raise InvalidRequestError(
             "active root key cannot be deleted - call rotate first", status=500
         )
+    if not force and tx.rows(schema.VARIABLES).count("root_key", key_id):
+        raise InvalidRequestError("root key in use, cannot delete", status=500)
     tx.delete(schema.ROOT_KEYS, key_id)
+
+
+def retire_rekeyed(tx: Transaction) -> None:
+    """Make root keys inactive whose variables have all been encrypted anew."""
+    for key in tx.root_keys():
+        if key.state == "rekeying" and not tx.rows(schema.VARIABLES).count("root_key", key.key_id):
+            key = msgspec.structs.replace(key, state="inactive", modify_index=tx.index)
+            tx.put(schema.ROOT_KEYS, key.key_id, key)
 
 
 def set_cluster_metadata(tx: Transaction, cluster_id: str) -> ClusterMetadata:

@@ -21,6 +21,7 @@ from nomadpy.models.operator import (
 )
 from nomadpy.models.root_key import RootKey
 from nomadpy.models.scaling import ScalingEvent
+from nomadpy.models.variable import StoredVariable
 from nomadpy.state import schema
 from nomadpy.state.schema import ClusterMetadata
 from nomadpy.state.table import Rows, TableSpec, prefixed, select, under, values
@@ -197,6 +198,27 @@ class Reads:
         """The newest deployment of a job."""
         found = select(self.rows(schema.DEPLOYMENTS), "job", (namespace, job_id))
         return max(found, key=lambda d: (d.create_index, d.id), default=None)
+
+    # -- variables ------------------------------------------------------------------------------
+
+    def variable(self, namespace: str, path: str) -> StoredVariable | None:
+        """One variable, its items encrypted."""
+        return self.rows(schema.VARIABLES).get((namespace, path))
+
+    def variables(self, namespace: str | None = None, prefix: str = "") -> Iterator[StoredVariable]:
+        """Variables whose path begins with `prefix`, of one namespace or all."""
+        rows = self.rows(schema.VARIABLES)
+        if namespace is not None:
+            return under(rows, namespace, prefix)
+        return (v for v in values(rows) if v.path.startswith(prefix))
+
+    def variables_by_root_key(self, key_id: str) -> list[StoredVariable]:
+        """What one root key encrypted."""
+        return select(self.rows(schema.VARIABLES), "root_key", key_id)
+
+    def locked_variables(self) -> list[StoredVariable]:
+        """Variables that carry a lock, held or in its delay."""
+        return select(self.rows(schema.VARIABLES), "locked", True)
 
     # -- the cluster ----------------------------------------------------------------------------
 

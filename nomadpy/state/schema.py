@@ -18,6 +18,7 @@ from nomadpy.models.node import Node, NodePool
 from nomadpy.models.operator import AutopilotConfiguration, SchedulerConfiguration
 from nomadpy.models.root_key import RootKey
 from nomadpy.models.scaling import ScalingEvent
+from nomadpy.models.variable import StoredVariable
 from nomadpy.state.table import Table, TableSpec, table_of
 
 JobKey = tuple[str, str]
@@ -25,6 +26,9 @@ JobKey = tuple[str, str]
 
 VersionKey = tuple[str, str, int]
 """Namespace, job id, version."""
+
+VariableKey = tuple[str, str]
+"""Namespace and path."""
 
 ScalingEvents = dict[str, list[ScalingEvent]]
 """Events by group, newest first."""
@@ -146,6 +150,16 @@ AUTOPILOT: TableSpec[str, AutopilotConfiguration] = TableSpec(
     "autopilot", key_type=str, row_type=AutopilotConfiguration
 )
 ROOT_KEYS: TableSpec[str, RootKey] = TableSpec("root_keys", key_type=str, row_type=RootKey)
+VARIABLES: TableSpec[VariableKey, StoredVariable] = TableSpec(
+    "variables",
+    key_type=VariableKey,
+    row_type=StoredVariable,
+    indexes={
+        "root_key": lambda variable: variable.sealed.key_id,
+        "locked": lambda variable: None if variable.lock is None else True,
+    },
+    first_index=1,
+)
 CLUSTER: TableSpec[str, ClusterMetadata] = TableSpec(
     "cluster", key_type=str, row_type=ClusterMetadata
 )
@@ -168,6 +182,7 @@ TABLES: dict[str, TableSpec[Any, Any]] = {
         AUTOPILOT,
         ROOT_KEYS,
         CLUSTER,
+        VARIABLES,
     )
 }
 
@@ -177,7 +192,6 @@ FIRST_INDEXES: dict[str, int] = {
     **dict.fromkeys(
         (
             "services",
-            "variables",
             "scaling_policies",
             "acl_policies",
             "acl_tokens",

@@ -18,10 +18,12 @@ from nomadpy.models.operator import AutopilotConfiguration, SchedulerConfigurati
 from nomadpy.models.plan import AllocStop, DeploymentStatusUpdate
 from nomadpy.models.root_key import RootKey
 from nomadpy.models.scaling import ScalingEvent
+from nomadpy.models.variable import Sealed
 
 CASES = Path(__file__).parent / "cases"
 
 _EVENT = NodeEvent(message="m", subsystem="s", details={"a": "b"}, timestamp="2026-11-23T00:16:52Z")
+_SEALED = Sealed("k1", b"n" * 12, b"ciphertext")
 _EVALS = [evaluation("e1"), evaluation("e2", status="blocked")]
 
 COMMANDS: list[c.Command] = [
@@ -106,6 +108,22 @@ COMMANDS: list[c.Command] = [
     c.ReconcileSummaries(),
     c.Noop(),
     c.DeploymentPromote(deployment_id="d1", groups=["group"], evaluation=evaluation("e1")),
+    c.VariableSet(namespace="default", path="app/config", sealed=_SEALED, cas=7, lock_id="l1"),
+    c.VariableDelete(namespace="default", path="app/config", cas=7),
+    c.VariableLock(
+        namespace="default",
+        path="app/config",
+        sealed=_SEALED,
+        lock_id="l1",
+        ttl=15_000_000_000,
+        delay=1_000_000_000,
+        keep=True,
+        held_id="l0",
+    ),
+    c.VariableUnlock(namespace="default", path="app/config", lock_id="l1", reason="expired"),
+    c.VariableReseal(
+        variables=[c.Resealed("default", "app/config", b"n" * 12, Sealed("k2", b"m" * 12, b"data"))]
+    ),
 ]
 
 

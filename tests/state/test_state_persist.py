@@ -19,11 +19,13 @@ from nomadpy.fsm.commands import (
     PlanResults,
     RootKeyUpsert,
     SchedulerConfigSet,
+    VariableLock,
 )
 from nomadpy.models.job import JobSubmission
 from nomadpy.models.operator import SchedulerConfiguration
 from nomadpy.models.root_key import RootKey
 from nomadpy.models.scaling import ScalingEvent
+from nomadpy.models.variable import Sealed
 from nomadpy.state import persist
 from nomadpy.state.checksum import checksum
 from nomadpy.state.schema import TABLES
@@ -51,6 +53,8 @@ def full() -> Snapshot:
     m.run(SchedulerConfigSet(config=SchedulerConfiguration(scheduler_algorithm="spread")))
     m.run(RootKeyUpsert(key=RootKey(key_id="k1", ca_key_pem=b"\x00\xff")))
     m.run(ClusterMetadataSet(cluster_id="cluster"))
+    sealed = Sealed("k1", b"n" * 12, b"\x00\xff")
+    m.run(VariableLock(namespace="default", path="p", sealed=sealed, lock_id="l1", ttl=9, delay=9))
     return m.state
 
 
