@@ -17,6 +17,7 @@ from nomadpy import logs
 from nomadpy.errors import (
     ConnectionLostError,
     DeadlineError,
+    DefiniteError,
     IndefiniteError,
     NoLeaderError,
     NomadError,
@@ -25,6 +26,7 @@ from nomadpy.errors import (
     ProposalTimeoutError,
     UnreachableError,
 )
+from nomadpy.models.calls import IndexReply, IndexRequest
 from nomadpy.models.envelope import WriteOptions
 from nomadpy.rpc.caller import Stream
 from nomadpy.rpc.dispatch import CallContext, Dispatcher
@@ -41,6 +43,8 @@ CALL_TIMEOUT_S = 15.0
 NODE_TIMEOUT_S = 60.0
 RETRY_S = 0.1
 LOOK_S = 0.25
+CATCH_UP_S = 2.0
+KEPT_BYTES = 1 << 20
 
 
 class NodeLink(Protocol):
@@ -114,9 +118,14 @@ class Router:
     async def call(
         self, method: str, request: msgspec.Struct, *, timeout_s: float | None = None
     ) -> Any:
-        """Call as this server itself."""
-        async with asyncio.timeout(timeout_s):
-            return await self._dispatcher.dispatch_local(method, request, self._me)
+        """Call as this server itself. Raises DeadlineError when `timeout_s` is over."""
+        try:
+            async with asyncio.timeout(timeout_s) as limit:
+                return await self._dispatcher.dispatch_local(method, request, self._me)
+        except TimeoutError as cause:
+            if not limit.expired():
+                raise
+            raise DeadlineError(f"no answer to {method} within {timeout_s:g} seconds") from cause
 
     def open(self, method: str, request: msgspec.Struct) -> AbstractAsyncContextManager[Stream]:
         """Open a stream as this server itself."""
@@ -174,6 +183,11 @@ class Router:
                         raise
                     # Definite: nothing happened in this try. An earlier one may still have happened.
                     failure = failure if isinstance(failure, IndefiniteError) else error
+                except DefiniteError as error:
+                    if isinstance(failure, IndefiniteError):
+                        # It may be our own earlier try that this one has met.
+                        raise IndefiniteError(error.message, status=error.status) from error
+                    raise
                 except (ConnectionLostError, DeadlineError, ProposalTimeoutError) as error:
                     if from_server:
                         raise
@@ -195,26 +209,43 @@ class Router:
 
     # -- nodes ------------------------------------------------------------------------------------------
 
-    def _node_of(self, request: Any) -> str:
+    async def _node_of(self, request: Any) -> str:
         node_id: str = getattr(request, "node_id", "")
         alloc_id: str = getattr(request, "alloc_id", "")
+        if not alloc_id and not node_id:
+            raise NotFoundError("Node lookup failed: this node runs no client; name one by node_id")
+        found = self._find_node(node_id, alloc_id)
+        if not found and len(alloc_id or node_id) == 36:
+            # It may have been placed a moment ago, and this server not know it yet.
+            await self._catch_up()
+            found = self._find_node(node_id, alloc_id)
+        if not found:
+            unknown = f'allocation "{alloc_id}"' if alloc_id else f"node {node_id}"
+            raise NotFoundError(f"Unknown {unknown}")
+        return found
+
+    def _find_node(self, node_id: str, alloc_id: str) -> str:
         snapshot = self._core.snapshot()
         if alloc_id:
-            if len(alloc_id) != 36:
-                raise NotFoundError(f'Unknown allocation "{alloc_id}"')
             alloc = snapshot.alloc(alloc_id)
-            if alloc is None:
-                raise NotFoundError(f'Unknown allocation "{alloc_id}"')
-            return alloc.node_id
-        if not node_id:
-            raise NotFoundError("Node lookup failed: this node runs no client; name one by node_id")
-        if snapshot.node(node_id) is None:
-            raise NotFoundError(f"Unknown node {node_id}")
-        return node_id
+            return "" if alloc is None else alloc.node_id
+        return "" if snapshot.node(node_id) is None else node_id
+
+    async def _catch_up(self) -> None:
+        raft = self._core.raft
+        if raft.is_leader:
+            return
+        try:
+            reply: IndexReply = await self.call_leader(
+                "Raft.ReadIndex", IndexRequest(), timeout_s=CATCH_UP_S
+            )
+            await raft.wait_applied(reply.index, timeout_s=CATCH_UP_S)
+        except NomadError as error:
+            log.debug("not caught up with the leader", error=error.message)
 
     def _call_to_node(self, method: Method) -> Handler:
         async def routed(context: CallContext, request: Any) -> Any:
-            node_id = self._node_of(request)
+            node_id = await self._node_of(request)
             link = self._nodes.get(node_id)
             if link is not None:
                 return await link.call(method.name, request, timeout_s=NODE_TIMEOUT_S)
@@ -232,21 +263,23 @@ class Router:
 
     def _stream_to_node(self, method: Method) -> Callable[..., Awaitable[None]]:
         async def routed(context: CallContext, request: Any, stream: Stream) -> None:
-            node_id = self._node_of(request)
+            node_id = await self._node_of(request)
+            splice = _Splice(stream)
             link = self._nodes.get(node_id)
             if link is not None:
                 async with link.open(method.name, request) as remote:
-                    await _splice(stream, remote)
+                    await splice.run(remote)
                 return
             self._stop_at_second_hop(context, node_id)
             for address in self._other_servers():
                 try:
                     connection = await self._pool.get(address, "server")
                     async with connection.open(method.name, request) as remote:
-                        await _splice(stream, remote)
+                        await splice.run(remote)
                     return
                 except (UnreachableError, _NotConnectedError):
-                    continue
+                    if splice.answered:
+                        raise
             raise _NotConnectedError(_no_path(node_id))
 
         return routed
@@ -266,28 +299,58 @@ def _no_path(node_id: str) -> str:
     return f"No path to node {node_id}: it holds no connection to any server; is its agent running?"
 
 
-async def _splice(near: Stream, far: Stream) -> None:
-    """Copy chunks both ways until the far side ends; what the near side sends ends with it."""
+class _Splice:
+    """Copies chunks both ways between the near side and a far one, until the far side ends; what the near side sends
+    ends with it.
 
-    async def to_far() -> None:
+    A far server that turns out not to hold the node has swallowed what it was sent, so that is kept for the next one
+    until somebody answers.
+    """
+
+    def __init__(self, near: Stream) -> None:
+        self._near = near
+        self._kept: list[bytes] = []
+        self._kept_size = 0
+        self.answered = False
+
+    async def run(self, far: Stream) -> None:
+        """Copy until `far` ends. Raises its error; may be called again with another far side unless `answered`."""
+        failure: NomadError | None = None
+        async with asyncio.TaskGroup() as group:
+            upstream = group.create_task(self._upstream(far), name="splice-upstream")
+            try:
+                while (chunk := await far.receive()) is not None:
+                    self._settle()
+                    await self._near.send(chunk)
+            except NomadError as error:
+                failure = error
+            finally:
+                upstream.cancel()
+        if failure is not None:
+            raise failure
+        await self._near.finish()
+
+    async def _upstream(self, far: Stream) -> None:
         try:
-            while (chunk := await near.receive()) is not None:
+            for kept in list(self._kept):
+                await far.send(kept)
+            while (chunk := await self._near.receive()) is not None:
+                self._keep(chunk)
                 await far.send(chunk)
             await far.finish()
         except NomadError as error:
             # The far side's own end says why; this direction just stops.
             log.debug("stream upstream ended", error=error.message)
 
-    failure: NomadError | None = None
-    async with asyncio.TaskGroup() as group:
-        upstream = group.create_task(to_far(), name="splice-upstream")
-        try:
-            while (chunk := await far.receive()) is not None:
-                await near.send(chunk)
-        except NomadError as error:
-            failure = error
-        finally:
-            upstream.cancel()
-    if failure is not None:
-        raise failure
-    await near.finish()
+    def _keep(self, chunk: bytes) -> None:
+        if self.answered:
+            return
+        self._kept.append(chunk)
+        self._kept_size += len(chunk)
+        if self._kept_size > KEPT_BYTES:
+            # Whoever takes this much does hold the node.
+            self._settle()
+
+    def _settle(self) -> None:
+        self.answered = True
+        self._kept.clear()

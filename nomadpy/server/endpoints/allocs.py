@@ -14,7 +14,7 @@ from nomadpy.pki.ca import sign_task_certificate, spiffe_id
 from nomadpy.pki.identity import sign_identity
 from nomadpy.rpc.dispatch import CallContext
 from nomadpy.server import new_evaluations
-from nomadpy.server.endpoints.base import Services, written
+from nomadpy.server.endpoints.base import Services, evaluation_of, written
 from nomadpy.server.endpoints.job_reads import truth
 from nomadpy.server.endpoints.nodes import known_node
 from nomadpy.server.endpoints.stubs import alloc_stub
@@ -107,7 +107,8 @@ class Allocs:
             commands.AllocTransition(transitions={alloc.id: transition}, evaluations=[evaluation]),
             request_id=request.options.request_id,
         )
-        return written(AllocStopResponse(eval_id=evaluation.id, index=applied.index), applied.index)
+        made = evaluation_of(core.snapshot(), evaluation, applied.index)
+        return written(AllocStopResponse(eval_id=made, index=applied.index), applied.index)
 
     # -- for the agent that holds it --------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ from nomadpy.models.evaluation import Evaluation, EvaluationStub
 from nomadpy.models.replies import DeploymentUpdateResponse, EvalCountResponse
 from nomadpy.rpc.dispatch import CallContext
 from nomadpy.server import new_evaluations
-from nomadpy.server.endpoints.base import Services, written
+from nomadpy.server.endpoints.base import Services, evaluation_of, written
 from nomadpy.server.endpoints.job_reads import truth
 from nomadpy.server.endpoints.stubs import alloc_stub
 from nomadpy.server.query import Found, check_uuid, check_uuid_prefix, page
@@ -245,7 +245,7 @@ class Deployments:
         )
         return written(
             DeploymentUpdateResponse(
-                eval_id=evaluation.id if evaluation else "",
+                eval_id=evaluation_of(core.snapshot(), evaluation, applied.index),
                 eval_create_index=applied.index if evaluation else 0,
                 deployment_modify_index=applied.index,
                 index=applied.index,

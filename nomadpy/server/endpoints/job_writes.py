@@ -21,7 +21,7 @@ from nomadpy.models.scaling import ScalingEvent
 from nomadpy.rpc.dispatch import CallContext
 from nomadpy.server import new_evaluations
 from nomadpy.server.admission import admit
-from nomadpy.server.endpoints.base import Services, written
+from nomadpy.server.endpoints.base import Services, evaluation_of, written
 
 ACTIVE_DEPLOYMENT = ("initializing", "pending", "blocked", "unblocking", "running", "paused")
 
@@ -98,7 +98,7 @@ class JobWrites:
             ),
             request_id=options.request_id,
         )
-        made = self._evaluation_of(job, evaluation, applied.index)
+        made = evaluation_of(core.snapshot(), evaluation, applied.index)
         return written(
             JobRegisterResponse(
                 eval_id=made,
@@ -109,15 +109,6 @@ class JobWrites:
             ),
             applied.index,
         )
-
-    def _evaluation_of(self, job: Job, evaluation: Evaluation | None, index: int) -> str:
-        """The id of the evaluation that the log entry at `index` made: a retried write's first one, not ours."""
-        if evaluation is None:
-            return ""
-        for candidate in self._core.snapshot().evals_by_job(job.namespace, job.id):
-            if candidate.create_index == index:
-                return candidate.id
-        return evaluation.id
 
     async def validate(self, _: CallContext, request: calls.JobWrite) -> Answer:
         """Say every fault of a job; nothing is stored."""
@@ -168,7 +159,7 @@ class JobWrites:
             ),
             request_id=request.options.request_id,
         )
-        made = self._evaluation_of(job, evaluation, applied.index)
+        made = evaluation_of(core.snapshot(), evaluation, applied.index)
         return written(
             JobDeregisterResponse(
                 eval_id=made,
@@ -203,7 +194,7 @@ class JobWrites:
         )
         return written(
             JobRegisterResponse(
-                eval_id=evaluation.id,
+                eval_id=evaluation_of(core.snapshot(), evaluation, applied.index),
                 eval_create_index=applied.index,
                 job_modify_index=job.job_modify_index,
                 index=applied.index,
@@ -270,7 +261,7 @@ class JobWrites:
         )
         return written(
             JobRegisterResponse(
-                eval_id=evaluation.id if evaluation else "",
+                eval_id=evaluation_of(core.snapshot(), evaluation, applied.index),
                 eval_create_index=applied.index if evaluation else 0,
                 job_modify_index=applied.value["job_modify_index"],
                 known_leader=True,

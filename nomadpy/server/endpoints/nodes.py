@@ -22,7 +22,7 @@ from nomadpy.models.node import DrainStrategy, Node, NodeEvent
 from nomadpy.models.replies import NodeDrainUpdateResponse, NodeEligibilityUpdateResponse
 from nomadpy.rpc.dispatch import CallContext
 from nomadpy.server import new_evaluations
-from nomadpy.server.endpoints.base import Services, written
+from nomadpy.server.endpoints.base import Services, evaluations_of, written
 from nomadpy.server.endpoints.job_reads import truth
 from nomadpy.server.endpoints.stubs import node_stub
 from nomadpy.server.query import Found, check_uuid, check_uuid_prefix, page
@@ -134,7 +134,7 @@ class NodeWrites:
         return written(
             NodeDrainUpdateResponse(
                 node_modify_index=applied.index,
-                eval_ids=[e.id for e in evaluations] or None,
+                eval_ids=evaluations_of(core.snapshot(), evaluations, applied.index) or None,
                 eval_create_index=applied.index if evaluations else 0,
                 index=applied.index,
             ),
@@ -167,7 +167,7 @@ class NodeWrites:
         )
         return written(
             NodeEligibilityUpdateResponse(
-                eval_ids=[e.id for e in evaluations] or None,
+                eval_ids=evaluations_of(core.snapshot(), evaluations, applied.index) or None,
                 eval_create_index=applied.index if evaluations else 0,
                 index=applied.index,
             ),
@@ -191,7 +191,7 @@ class NodeWrites:
         leader = core.raft.leader
         body = {
             "HeartbeatTTL": 0,
-            "EvalIDs": [e.id for e in evaluations] or None,
+            "EvalIDs": evaluations_of(core.snapshot(), evaluations, index) or None,
             "EvalCreateIndex": index,
             "NodeModifyIndex": 0,
             "LeaderRPCAddr": leader.address if leader is not None else "",
@@ -228,7 +228,7 @@ class NodeWrites:
             request_id=request.options.request_id,
         )
         body = {
-            "EvalIDs": [e.id for e in evaluations] or None,
+            "EvalIDs": evaluations_of(core.snapshot(), evaluations, applied.index) or None,
             "EvalCreateIndex": applied.index if evaluations else 0,
             "NodeModifyIndex": applied.index,
             "Index": applied.index,

@@ -220,6 +220,9 @@ class Operators:
         applied = await self._core.propose(
             commands.RootKeyUpsert(key=key), request_id=request.options.request_id
         )
+        # A repeated rotation made its key the first time.
+        stored = self._core.snapshot().root_keys()
+        key = next((k for k in stored if k.create_index == applied.index), key)
         body = {"Key": key_meta(key), "Index": applied.index}
         return written(body, applied.index)
 
