@@ -126,5 +126,6 @@ def test_a_dev_agent_answers_as_recorded(
     lines = "".join(json.dumps(e, sort_keys=True) + "\n" for e in recorder.exchanges)
     (tmp_path / f"{scenario}.jsonl").write_text(lines, encoding="utf-8")
     counts = compare_scenarios(REFERENCE, tmp_path)[scenario]
-    print(f"{scenario}: {counts.passed} of {counts.total} pass, {counts.exact} exact")
+    print(f"\n{scenario}: {counts.passed} of {counts.total} pass, {counts.exact} exact")
+    print("\n".join(counts.failures))
     assert counts.passed >= LEAST[scenario], "\n".join(counts.failures)
