@@ -46,6 +46,13 @@ class BlockedEvals:
         """The job was evaluated anew or is gone: what was blocked for it is out of date."""
         self._by_job.pop((namespace, job_id), None)
 
+    def ended(self, evaluation: Evaluation) -> None:
+        """It was canceled or is done; another one of its job stays."""
+        key = (evaluation.namespace, evaluation.job_id)
+        held = self._by_job.get(key)
+        if held is not None and held.id == evaluation.id:
+            del self._by_job[key]
+
     def unblock(self, computed_class: str, index: int) -> list[Evaluation]:
         """A node of this class gained room at `index`; returns who may profit, and forgets them."""
         if not self.enabled:

@@ -34,7 +34,7 @@ from nomadpy.server.core import Core
 from nomadpy.server.leader.blocked_evals import BlockedEvals
 from nomadpy.server.leader.deployment_watcher import DeploymentWatcher
 from nomadpy.server.leader.drainer import Drainer
-from nomadpy.server.leader.eval_broker import EvalBroker
+from nomadpy.server.leader.eval_broker import DELIVERY_LIMIT, EvalBroker
 from nomadpy.server.leader.garbage import Garbage
 from nomadpy.server.leader.heartbeats import Heartbeats
 from nomadpy.server.leader.plan_applier import PlanApplier
@@ -102,6 +102,7 @@ class LeaderDuties:
                         self.applier,
                         self._ready,
                         run_blocking=self._run_blocking,
+                        changed=self._broker_changed.set,
                     )
                     duties.create_task(worker.run(), name=f"worker-{number}")
         finally:
@@ -127,6 +128,9 @@ class LeaderDuties:
                 self._alloc_changed(before, after, changes.index)
             elif change.table == "nodes":
                 self._node_changed(before, after, changes.index)
+            elif change.table == "scheduler_config":
+                # The broker may have been let go on.
+                self._broker_changed.set()
             elif change.table == "deployments" and after is not None:
                 self.deployments.changed(after.id)
             elif change.table == "jobs" and (after is None or after.stop):
@@ -144,6 +148,8 @@ class LeaderDuties:
             missed = self.blocked.block(evaluation)
             if missed is not None:
                 self._enqueue(missed)
+        else:
+            self.blocked.ended(evaluation)
 
     def _enqueue(self, evaluation: Evaluation) -> None:
         clock = self._core.clock
@@ -212,7 +218,7 @@ class LeaderDuties:
         wait_ns = int(core.entropy.uniform(60.0, 360.0) * 1e9)
         evaluations = failed(
             evaluation,
-            f"evaluation reached delivery limit ({3})",
+            f"evaluation reached delivery limit ({DELIVERY_LIMIT})",
             snapshot_index=core.snapshot().index,
             now_ns=now_ns,
             entropy=core.entropy,
@@ -222,6 +228,7 @@ class LeaderDuties:
             await core.propose(EvalUpsert(evals=evaluations))
         except NomadError as error:
             log.warning("evaluation not failed", eval_id=evaluation.id, error=error.message)
+            self._enqueue(evaluation)
 
     async def _retry_blocked(self) -> None:
         """Evaluations that lost too many races get another try now and then."""

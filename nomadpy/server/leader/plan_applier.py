@@ -12,8 +12,8 @@ import collections
 import msgspec
 
 from nomadpy import logs
-from nomadpy.errors import DefiniteError, NomadError
-from nomadpy.fsm.commands import PlanResults
+from nomadpy.errors import DefiniteError, IndefiniteError, NomadError, NotLeaderError
+from nomadpy.fsm.commands import Noop, PlanResults
 from nomadpy.models.plan import Plan, PlanOutcome
 from nomadpy.scheduler.fit import node_plan_fits, plan_by_node
 from nomadpy.server.core import Core
@@ -24,6 +24,8 @@ log = logs.get(__name__)
 PLANS_IN_ONE_ENTRY = 32
 PLACEMENTS_IN_ONE_ENTRY = 2_000
 MAX_QUEUE = 1_024
+SETTLE_RETRY_S = 0.5
+EVALUATION_ENDED = ("complete", "failed", "canceled")
 
 
 class _Queued(msgspec.Struct):
@@ -106,6 +108,21 @@ class PlanApplier:
                     )
                 )
 
+    async def _settle(self) -> None:
+        """Return when it is certain whether entries written so far are true: what comes after them in the log is.
+
+        Whoever plans again before that would plan for what may yet come.
+        """
+        while True:
+            try:
+                await self._core.propose(Noop())
+            except NotLeaderError:
+                return
+            except NomadError:
+                await asyncio.sleep(SETTLE_RETRY_S)
+            else:
+                return
+
     def _take_batch(self) -> list[tuple[_Queued, list[Plan], list[str]]]:
         """Check queued plans on the newest state; each comes with its parts and the nodes that were left out.
 
@@ -140,10 +157,13 @@ class PlanApplier:
         index = 0
         for number in range(max(map(len, plans))):
             present = [k for k, parts in enumerate(plans) if number < len(parts)]
-            with self._core.metrics.timed("nomad.nomad.plan.apply"):
-                applied = await self._core.propose(
-                    PlanResults(plans=[plans[k][number] for k in present])
-                )
+            entry = PlanResults(plans=[plans[k][number] for k in present])
+            try:
+                with self._core.metrics.timed("nomad.nomad.plan.apply"):
+                    applied = await self._core.propose(entry)
+            except IndefiniteError:
+                await self._settle()
+                raise
             index = applied.index
             for k, reason in zip(present, applied.value or [""] * len(present), strict=True):
                 refused[k] = refused[k] or reason
@@ -184,7 +204,13 @@ def check_plan(snapshot: Snapshot, plan: Plan) -> tuple[Plan, list[str]]:
     """Return the part of the plan that holds on `snapshot`, and the nodes that had to be left out.
 
     Stops always hold: giving room back cannot break anything. With all_at_once nothing is placed unless everything is.
+    Nothing holds of a plan for a job that was purged and registered anew since, or whose evaluation has ended.
     """
+    if _is_outdated(snapshot, plan):
+        nodes = dict.fromkeys(
+            [a.node_id for a in plan.placements] + [s.node_id for s in plan.stops]
+        )
+        return Plan(eval_id=plan.eval_id, priority=plan.priority), list(nodes)
     rejected: list[str] = []
     for node_id, wanted in plan_by_node(plan).items():
         fits, reason = node_plan_fits(snapshot, wanted, node_id)
@@ -212,3 +238,13 @@ def check_plan(snapshot: Snapshot, plan: Plan) -> tuple[Plan, list[str]]:
         evaluations=[],
     )
     return part, rejected
+
+
+def _is_outdated(snapshot: Snapshot, plan: Plan) -> bool:
+    evaluation = snapshot.eval(plan.eval_id)
+    if evaluation is not None and evaluation.status in EVALUATION_ENDED:
+        return True
+    if plan.job is None:
+        return False
+    job = snapshot.job(plan.job.namespace, plan.job.job_id)
+    return job is not None and job.create_index > plan.snapshot_index
