@@ -15,6 +15,7 @@ from nomadpy.fsm.apply import StateMachine
 from nomadpy.metrics import Registry
 from nomadpy.models.calls import ServerAddress
 from nomadpy.models.root_key import RootKey
+from nomadpy.pki.keyring import Keyring
 from nomadpy.raft.config import PeerSpec, RaftConfig
 from nomadpy.raft.files import Files
 from nomadpy.raft.node import RaftNode, RunBlocking, exit_process
@@ -47,8 +48,9 @@ class ServerProcess:
         fatal: Callable[[str], None] = exit_process,
         max_streams_per_address: int = 1000,
         metrics: Registry | None = None,
+        keyring: Keyring | None = None,
     ) -> None:
-        """listen: host:port to bind. metrics: None keeps figures that nobody reads. Raises CorruptionError when what is on disk is damaged."""
+        """listen: host:port to bind. keyring: None keeps key-encryption keys in the state. metrics: None keeps figures that nobody reads. Raises CorruptionError when what is on disk is damaged."""
         metrics = metrics or Registry(clock)
         self.store = StateStore()
         self.state_machine = StateMachine(self.store)
@@ -77,6 +79,7 @@ class ServerProcess:
             run_blocking=run_scheduler,
             make_root_key=make_root_key,
             metrics=metrics,
+            keyring=keyring or Keyring(),
         )
         self.listener = Listener(
             network,

@@ -147,6 +147,41 @@ class AutopilotConfigWrite(_Call, frozen=True, kw_only=True, omit_defaults=True)
     cas: int | None = None
 
 
+# -- variables ------------------------------------------------------------------------------------
+
+
+class VariableApply(_Call, frozen=True, kw_only=True, omit_defaults=True):
+    """op: set, delete, lock-acquire, lock-renew, lock-release. cas: the ModifyIndex that must be current, 0 none.
+
+    items None were not given. lock_id: what a holder shows. ttl, delay: nanoseconds, None for the defaults.
+    """
+
+    path: str
+    op: str
+    options: WriteOptions = WriteOptions()
+    cas: int | None = None
+    items: dict[str, str] | None = None
+    lock_id: str = ""
+    ttl: int | None = None
+    delay: int | None = None
+
+    def __repr__(self) -> str:
+        """What may be logged: neither items nor the lock's id."""
+        return f"VariableApply({self.op!r}, {self.path!r})"
+
+
+class VariableReply(_Call, frozen=True, kw_only=True, omit_defaults=True):
+    """body: the variable as JSON; of a conflict, what is in the way. index: of the answer's header, -1 for none."""
+
+    body: bytes = b""
+    index: int = -1
+    conflict: bool = False
+
+    def __repr__(self) -> str:
+        """What may be logged: no items."""
+        return f"VariableReply(index={self.index}, conflict={self.conflict})"
+
+
 # -- what agents say to servers -----------------------------------------------------------------
 
 

@@ -91,6 +91,8 @@ _TABLE: list[Method] = [
         "Namespace.List",
         "Namespace.Get",
         "Search.Prefix",
+        "Variables.List",
+        "Variables.Get",
     ),
     *_writes(
         Job_Register=calls.JobWrite,
@@ -114,8 +116,15 @@ _TABLE: list[Method] = [
         Operator_SetSchedulerConfiguration=calls.SchedulerConfigWrite,
         Operator_SetAutopilotConfiguration=calls.AutopilotConfigWrite,
         Keyring_Rotate=calls.Write,
+        Keyring_Delete=calls.Write,
         System_GarbageCollect=calls.Write,
         System_ReconcileSummaries=calls.Write,
+    ),
+    Method(
+        name="Variables.Apply",
+        request=calls.VariableApply,
+        reply=calls.VariableReply,
+        where="leader",
     ),
     # agents to servers
     Method(

@@ -19,6 +19,7 @@ from nomadpy.entropy import Entropy
 from nomadpy.metrics import Registry
 from nomadpy.models.calls import ServerAddress
 from nomadpy.models.root_key import RootKey
+from nomadpy.pki.keyring import Keyring
 from nomadpy.rpc.caller import Stream
 from nomadpy.rpc.connection import Connection
 from nomadpy.rpc.dispatch import Dispatcher
@@ -30,10 +31,12 @@ from nomadpy.server.endpoints.evals import Deployments, Evals
 from nomadpy.server.endpoints.job_plan import JobPlan
 from nomadpy.server.endpoints.job_reads import JobReads
 from nomadpy.server.endpoints.job_writes import JobWrites
+from nomadpy.server.endpoints.keyring import RootKeys
 from nomadpy.server.endpoints.nodes import NodeAgents, NodeReads, NodeWrites
 from nomadpy.server.endpoints.operator import Operators
 from nomadpy.server.endpoints.pools import Pools
 from nomadpy.server.endpoints.search import Search
+from nomadpy.server.endpoints.variables import Variables
 from nomadpy.server.forward import ConnectedNodes, NodeLink, Router
 from nomadpy.server.leader.duties import LeaderDuties
 from nomadpy.server.members import Members
@@ -70,6 +73,7 @@ class Server:
         entropy: Entropy,
         run_blocking: RunBlocking,
         make_root_key: Callable[[], Awaitable[RootKey]],
+        keyring: Keyring,
         metrics: Registry | None = None,
     ) -> None:
         """bootstrap starts raft from a list; configuration is the list raft has, [] when not initialized."""
@@ -81,10 +85,10 @@ class Server:
         self.router = Router(self.core, dispatcher, pool, self.nodes, self.members.other_addresses)
         self.queries = Queries(self.core, self.router)
         self.duties = LeaderDuties(
-            self.core, run_blocking=run_blocking, make_root_key=make_root_key
+            self.core, run_blocking=run_blocking, make_root_key=make_root_key, keyring=keyring
         )
         services = Services(
-            self.core, self.router, self.queries, self.duties, self.members, self.nodes
+            self.core, self.router, self.queries, self.duties, self.members, self.nodes, keyring
         )
         for endpoints in (
             JobReads,
@@ -98,6 +102,8 @@ class Server:
             Evals,
             Deployments,
             Search,
+            Variables,
+            RootKeys,
         ):
             endpoints(services)
         Operators(services, clock.now_ns())

@@ -12,6 +12,7 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     bootstrap_expect: how many servers form the first cluster. retry_join: rpc addresses to say hello to.
     heartbeat_*: see heartbeats.py. *_gc_*: how long dead things stay readable, and how often the sweep runs.
+    root_key_*: see leader/key_rotation.py; root_key_rotation_s 0 never rotates a key by its age.
     task_certificate_ttl_s: life of a task's X.509 certificate. identity_ttl_s: 0 lets default identities live as
     long as their allocation.
     """
@@ -38,6 +39,9 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     job_gc_s: float = 14_400.0
     node_gc_s: float = 86_400.0
     deployment_gc_s: float = 3600.0
+    root_key_gc_interval_s: float = 600.0
+    root_key_gc_s: float = 3600.0
+    root_key_rotation_s: float = 720 * 3600.0
     job_max_priority: int = 100
     job_max_source_bytes: int = 1_000_000
     task_certificate_ttl_s: float = 86_400.0

@@ -28,6 +28,7 @@ class Allocs:
     def __init__(self, services: Services) -> None:
         self._core = services.core
         self._queries = services.queries
+        self._keyring = services.keyring
         register = services.router.register
         register("Alloc.List", self.list)
         register("Alloc.Get", self.get)
@@ -184,4 +185,4 @@ class Allocs:
         key = self._core.snapshot().active_root_key()
         if key is None:
             raise UnsupportedError("the cluster has no root key yet; try again", status=500)
-        return key
+        return self._keyring.open(key)

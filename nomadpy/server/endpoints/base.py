@@ -9,6 +9,7 @@ import msgspec
 
 from nomadpy.models.envelope import Answer
 from nomadpy.models.evaluation import Evaluation
+from nomadpy.pki.keyring import Keyring
 from nomadpy.server.core import Core
 from nomadpy.server.forward import ConnectedNodes, Router
 from nomadpy.server.leader.duties import LeaderDuties
@@ -28,6 +29,7 @@ class Services(msgspec.Struct, frozen=True):
     duties: LeaderDuties
     members: Members
     nodes: ConnectedNodes
+    keyring: Keyring
 
 
 def evaluations_of(snapshot: Snapshot, proposed: Iterable[Evaluation], index: int) -> list[str]:

@@ -1,4 +1,4 @@
-"""Operator.*, Keyring.*, System.*, Status.* and what servers say to each other."""
+"""Operator.*, System.*, Status.* and what servers say to each other."""
 
 from __future__ import annotations
 
@@ -16,13 +16,10 @@ from nomadpy.models.operator import (
     OperatorHealthReply,
     RaftConfiguration,
     RaftServer,
-    RootKeyMeta,
     SchedulerConfigurationResponse,
     SchedulerSetConfigurationResponse,
     ServerHealth,
 )
-from nomadpy.models.root_key import RootKey
-from nomadpy.pki.identity import jwks
 from nomadpy.rpc.dispatch import CallContext
 from nomadpy.server.endpoints.base import Services, done, written
 from nomadpy.server.members import Member
@@ -53,9 +50,6 @@ class Operators:
         register("Operator.SetAutopilotConfiguration", self.set_autopilot)
         register("Operator.SchedulerConfiguration", self.scheduler)
         register("Operator.SetSchedulerConfiguration", self.set_scheduler)
-        register("Keyring.JWKS", self.jwks)
-        register("Keyring.List", self.keys)
-        register("Keyring.Rotate", self.rotate)
         register("System.GarbageCollect", self.collect_garbage)
         register("System.ReconcileSummaries", self.reconcile_summaries)
         register("Server.Hello", self.hello)
@@ -192,40 +186,6 @@ class Operators:
             applied.index,
         )
 
-    # -- keys ---------------------------------------------------------------------------------------------
-
-    async def jwks(self, _: CallContext, request: calls.Read) -> Answer:
-        """The public keys that verify workload identities."""
-
-        def read(snapshot: Snapshot) -> Found:
-            return Found(
-                index=snapshot.table_index("root_keys"), value=jwks(list(snapshot.root_keys()))
-            )
-
-        options = msgspec.structs.replace(request.options, allow_stale=True)
-        return await self._queries.answer(options, [("table", "root_keys")], read)
-
-    async def keys(self, _: CallContext, request: calls.Read) -> Answer:
-        """What is to be told of the root keys."""
-
-        def read(snapshot: Snapshot) -> Found:
-            rows = [key_meta(key) for key in snapshot.root_keys()]
-            return Found(index=snapshot.table_index("root_keys"), value=rows)
-
-        return await self._queries.answer(request.options, [("table", "root_keys")], read)
-
-    async def rotate(self, _: CallContext, request: calls.Write) -> Answer:
-        """Make a new active root key; the old one still verifies."""
-        key = await self._duties.new_root_key()
-        applied = await self._core.propose(
-            commands.RootKeyUpsert(key=key), request_id=request.options.request_id
-        )
-        # A repeated rotation made its key the first time.
-        stored = self._core.snapshot().root_keys()
-        key = next((k for k in stored if k.create_index == applied.index), key)
-        body = {"Key": key_meta(key), "Index": applied.index}
-        return written(body, applied.index)
-
     # -- system -------------------------------------------------------------------------------------------
 
     async def collect_garbage(self, _: CallContext, _request: calls.Write) -> Answer:
@@ -251,19 +211,6 @@ class Operators:
         if not self._core.raft.is_leader:
             raise NotLeaderError("this server does not lead", leader_address="")
         return calls.IndexReply(index=await self._core.raft.read_index())
-
-
-def key_meta(key: RootKey) -> RootKeyMeta:
-    """A root key without its secrets."""
-    return RootKeyMeta(
-        key_id=key.key_id,
-        algorithm=key.algorithm,
-        state=key.state,
-        create_time=key.create_time,
-        create_index=key.create_index,
-        modify_index=key.modify_index,
-        publish_time=key.publish_time,
-    )
 
 
 def agent_member(member: Member) -> AgentMember:

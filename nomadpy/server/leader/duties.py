@@ -6,7 +6,6 @@ The duties listen to the ordered change feed of the state; nothing calls them fr
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
 
 from nomadpy import logs
 from nomadpy.errors import NomadError
@@ -27,7 +26,7 @@ from nomadpy.models.operator import (
     PreemptionConfig,
     SchedulerConfiguration,
 )
-from nomadpy.models.root_key import RootKey
+from nomadpy.pki.keyring import Keyring
 from nomadpy.scheduler.decision import failed
 from nomadpy.server import new_evaluations
 from nomadpy.server.core import Core
@@ -37,14 +36,15 @@ from nomadpy.server.leader.drainer import Drainer
 from nomadpy.server.leader.eval_broker import DELIVERY_LIMIT, EvalBroker
 from nomadpy.server.leader.garbage import Garbage
 from nomadpy.server.leader.heartbeats import Heartbeats
+from nomadpy.server.leader.key_rotation import KeyRotation, MakeKey
 from nomadpy.server.leader.plan_applier import PlanApplier
+from nomadpy.server.leader.variable_locks import VariableLocks
 from nomadpy.server.worker import RunBlocking, Worker
 from nomadpy.state.changes import ChangeSet
 
 log = logs.get(__name__)
 
 TERMINAL = ("complete", "failed", "lost")
-MAKE_KEY = Callable[[], Awaitable[RootKey]]
 RETRY_BLOCKED_S = 60.0
 SWEEP_S = 30.0
 
@@ -52,9 +52,15 @@ SWEEP_S = 30.0
 class LeaderDuties:
     """Everything of the leader. `run` lasts as long as one leadership."""
 
-    def __init__(self, core: Core, *, run_blocking: RunBlocking, make_root_key: MAKE_KEY) -> None:
+    def __init__(
+        self,
+        core: Core,
+        *,
+        run_blocking: RunBlocking,
+        make_root_key: MakeKey,
+        keyring: Keyring,
+    ) -> None:
         self._core = core
-        self._make_root_key = make_root_key
         self._run_blocking = run_blocking
         self.broker = EvalBroker()
         self.blocked = BlockedEvals()
@@ -65,6 +71,8 @@ class LeaderDuties:
         self.deployments = DeploymentWatcher(core)
         self.drainer = Drainer(core)
         self.garbage = Garbage(core)
+        self.keys = KeyRotation(core, keyring, make_root_key)
+        self.locks = VariableLocks(core)
         self._ready = asyncio.Condition()
         self._broker_changed = asyncio.Event()
         self.active = False
@@ -86,6 +94,7 @@ class LeaderDuties:
             self.deployments.restore(snapshot)
             self.drainer.restore(snapshot)
             self.garbage.restore(snapshot)
+            self.locks.restore(snapshot)
             async with asyncio.TaskGroup() as duties:
                 duties.create_task(self._establish(), name="establish-leadership")
                 duties.create_task(self.applier.run(), name="plan-applier")
@@ -93,6 +102,8 @@ class LeaderDuties:
                 duties.create_task(self.deployments.run(), name="deployment-watcher")
                 duties.create_task(self.drainer.run(), name="drainer")
                 duties.create_task(self.garbage.run(), name="garbage")
+                duties.create_task(self.keys.run(), name="key-rotation")
+                duties.create_task(self.locks.run(), name="variable-locks")
                 duties.create_task(self._tick_broker(), name="eval-broker")
                 duties.create_task(self._retry_blocked(), name="blocked-evals")
                 for number in range(core.settings.schedulers):
@@ -109,6 +120,7 @@ class LeaderDuties:
             self.active = False
             self.broker.set_enabled(False)
             self.blocked.set_enabled(False)
+            self.locks.stop()
 
     # -- the feed -----------------------------------------------------------------------------------
 
@@ -133,6 +145,10 @@ class LeaderDuties:
                 self._broker_changed.set()
             elif change.table == "deployments" and after is not None:
                 self.deployments.changed(after.id)
+            elif change.table == "variables":
+                self.locks.changed(before, after)
+            elif change.table == "root_keys":
+                self.keys.keys_changed()
             elif change.table == "jobs" and (after is None or after.stop):
                 gone = after or before
                 self.blocked.untrack(gone.namespace, gone.id)
@@ -237,10 +253,6 @@ class LeaderDuties:
             for evaluation in self.blocked.unblock_failed():
                 self._enqueue(evaluation)
 
-    async def new_root_key(self) -> RootKey:
-        """Make a root key; nothing is stored."""
-        return await self._make_root_key()
-
     async def _nodes_expired(self, node_ids: list[str]) -> None:
         """Heartbeats were missed: mark the nodes down and have their jobs looked at."""
         core = self._core
@@ -288,7 +300,7 @@ class LeaderDuties:
                     )
                     await core.propose(SchedulerConfigSet(config=config, cas=None))
                 if snapshot.active_root_key() is None:
-                    await core.propose(RootKeyUpsert(key=await self._make_root_key()))
+                    await core.propose(RootKeyUpsert(key=await self.keys.new_key()))
             except NomadError as error:
                 log.warning("leadership not established yet", error=error.message)
                 await asyncio.sleep(1.0)
