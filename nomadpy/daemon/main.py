@@ -11,7 +11,7 @@ from typing import Any
 from nomadpy import __version__, logs
 from nomadpy.config.load import load, unused_settings
 from nomadpy.config.model import Config
-from nomadpy.daemon.process import Node, describe, serve
+from nomadpy.daemon.process import Node, describe, discard_temporary, serve
 
 log = logs.get(__name__)
 
@@ -28,8 +28,11 @@ def main(flags: Mapping[str, Any]) -> int:
     )
     for setting in unused_settings(config):
         log.warning("this setting has no effect", setting=setting)
-    with asyncio.Runner() as runner:
-        return runner.run(_run(config))
+    try:
+        with asyncio.Runner() as runner:
+            return runner.run(_run(config))
+    finally:
+        discard_temporary(config)
 
 
 async def _run(config: Config) -> int:

@@ -68,8 +68,6 @@ class Node:
         self._runtime = RuntimeGauges(self._clock)
         self._entropy = SystemEntropy()
         self.config = config
-        self._make_data_dir()
-        self._lock = lock_data_dir(Path(config.data_dir))
         if config.acl.enabled:
             raise ConfigError(
                 f"{config.origin('acl.enabled')}acl.enabled has no effect yet, and this node will not start without "
@@ -77,6 +75,8 @@ class Node:
             )
         for warning in check_tls(config):
             log.warning(warning)
+        self._make_data_dir()
+        self._lock = lock_data_dir(Path(config.data_dir))
         self._material = self._load_tls()
         self._https: ssl.SSLContext | None = None
         self.metrics = Registry(self._clock, _metric_labels(config))
@@ -276,8 +276,6 @@ class Node:
             if self._pool is not None:
                 await self._pool.close()
             self._lock.close()
-            if self.config.dev_mode and "data_dir" not in self.config.origins:
-                shutil.rmtree(self.config.data_dir, ignore_errors=True)
 
     async def _attach_locally(self) -> None:
         """Let the server reach the agent in this process, as soon as the node has its id."""
@@ -331,6 +329,12 @@ def _persistent_id(path: Path, make: Callable[[], str]) -> str:
         os.fsync(file.fileno())
     aside.rename(path)
     return identity
+
+
+def discard_temporary(config: Config) -> None:
+    """Remove the directory that a development agent was given because it named none."""
+    if config.dev_mode and "data_dir" not in config.origins:
+        shutil.rmtree(config.data_dir, ignore_errors=True)
 
 
 async def serve(node: Node, started: Callable[[], None]) -> int:

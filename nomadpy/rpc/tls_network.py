@@ -130,7 +130,10 @@ class TLSNetwork:
             sock.setblocking(False)
         except OSError as cause:
             sock.close()
-            raise ConfigError(f"cannot listen on {address}: {_reason(cause)}") from cause
+            raise ConfigError(
+                f"cannot listen on {address}: {_reason(cause)}; "
+                "choose another address or port (ports.rpc, addresses.rpc)"
+            ) from cause
         return ListeningSocket(sock, self._prove, accept)
 
     # -- outgoing ------------------------------------------------------------------------------------------

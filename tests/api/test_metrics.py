@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nomadpy.metrics import INTERVAL_S, Registry
+from nomadpy.metrics import DROPPED, INTERVAL_S, MAX_SERIES, Registry
 
 
 class HandClock:
@@ -132,3 +132,43 @@ def test_the_mean_lies_between_the_extremes(values: list[float]) -> None:
     assert row["Min"] <= row["Mean"] * (1 + 1e-9) + 1e-9
     assert row["Mean"] <= row["Max"] * (1 + 1e-9) + 1e-9
     assert row["Stddev"] >= 0
+
+
+def test_labels_with_too_many_values_do_not_fill_the_memory(registry: Registry) -> None:
+    for number in range(MAX_SERIES + 50):
+        registry.count("jobs", job=str(number))
+        registry.observe("plans", 1.0, job=str(number))
+        registry.gauge("depth", 1.0, job=str(number))
+    body = json.loads(registry.json_body())
+    assert len(body["Counters"]) == len(body["Samples"]) == MAX_SERIES
+    assert len(body["Gauges"]) == MAX_SERIES + 1
+    assert shown(registry, "Gauges")[DROPPED]["Value"] == 150
+    registry.count("jobs", job="0")
+    assert json.loads(registry.json_body())["Counters"][0]["Count"] == 2
+
+
+def test_a_collectors_gauge_is_gone_when_it_is_not_set_again(registry: Registry) -> None:
+    status = ["initializing"]
+    registry.collect_with(lambda r: r.gauge("node", 1, status=status[0]))
+    registry.gauge("pushed", 1)
+    shown(registry, "Gauges")
+    status[0] = "ready"
+    gauges = json.loads(registry.json_body())["Gauges"]
+    assert [g["Labels"].get("status") for g in gauges] == ["ready", None]
+
+
+def test_what_is_no_finite_number_is_left_out(registry: Registry) -> None:
+    registry.gauge("contact", float("inf"))
+    registry.gauge("share", float("nan"))
+    assert shown(registry, "Gauges") == {}
+
+
+async def test_refreshing_awaits_what_takes_time(registry: Registry) -> None:
+    measured: list[int] = []
+
+    async def measure() -> None:
+        measured.append(1)
+
+    registry.refresh_with(measure)
+    await registry.refresh()
+    assert measured == [1]
