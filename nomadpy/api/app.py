@@ -20,6 +20,7 @@ from nomadpy.api import (
     operator,
     search,
     status,
+    variables,
 )
 from nomadpy.api.context import API_KEY, Api, ApiConfig, Handler, Route
 from nomadpy.api.errors import error_response, text_response
@@ -43,6 +44,7 @@ _MODULES = (
     namespaces,
     search,
     status,
+    variables,
 )
 
 

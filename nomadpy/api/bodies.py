@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from nomadpy.models.base import Wire
+from nomadpy.models.base import Duration, Wire
 from nomadpy.models.job import Job, JobSubmission
 from nomadpy.models.node import DrainSpec
 
@@ -131,6 +131,24 @@ class DeploymentFailRequest(Wire, frozen=True, kw_only=True):
 class DeploymentPauseRequest(Wire, frozen=True, kw_only=True):
     deployment_id: str = ""
     pause: bool = False
+
+
+class VariableLockRequest(Wire, frozen=True, kw_only=True):
+    id: str = ""
+    ttl: Duration | None = None
+    lock_delay: Duration | None = None
+
+
+class VariableRequest(Wire, frozen=True, kw_only=True):
+    """PUT /v1/var/:path; the path is the URL's, whatever the body says."""
+
+    namespace: str = ""
+    items: dict[str, str] | None = None
+    lock: VariableLockRequest | None = None
+
+    def __repr__(self) -> str:
+        """What may be logged: no items."""
+        return f"VariableRequest({self.namespace!r})"
 
 
 class SearchRequest(Wire, frozen=True, kw_only=True):

@@ -11,6 +11,7 @@ from nomadpy.api.reads import read, write
 from nomadpy.api.request import (
     as_struct,
     body_of,
+    go_bool,
     go_duration,
     query_options,
     raw_body,
@@ -85,6 +86,21 @@ async def keyring_rotate(api: Api, request: web.Request) -> web.StreamResponse:
     )
 
 
+async def keyring_delete(api: Api, request: web.Request) -> web.StreamResponse:
+    """DELETE /v1/operator/keyring/key/:id; force also removes a key that variables are encrypted with."""
+    text = request.query.get("force", "")
+    try:
+        force = go_bool(text, "force")
+    except InvalidRequestError as cause:
+        raise InvalidRequestError("invalid force parameter", status=422) from cause
+    call = calls.Write(
+        id=request.match_info["id"],
+        options=write_options(api, request),
+        flags={"force": "true" if force else "false"},
+    )
+    return await write_response(request, await api.caller.call("Keyring.Delete", call))
+
+
 async def license_get(_api: Api, _request: web.Request) -> web.StreamResponse:
     """GET /v1/operator/license: there is none."""
     return web.Response(status=204, headers={"Vary": "Accept-Encoding"})
@@ -119,6 +135,7 @@ ROUTES = [
     Route("PUT POST", "/v1/operator/scheduler/configuration", set_scheduler_configuration),
     Route("GET", "/v1/operator/keyring/keys", keyring_list),
     Route("PUT POST", "/v1/operator/keyring/rotate", keyring_rotate),
+    Route("DELETE", "/v1/operator/keyring/key/{id}", keyring_delete),
     Route("GET", "/v1/operator/license", license_get),
     Route("PUT POST", "/v1/operator/license", enterprise_only),
     Route("POST", "/v1/operator/utilization", enterprise_only),
