@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from aiohttp import web
+from aiohttp import hdrs, web
 
 from nomadpy.api.bodies import VariableRequest
 from nomadpy.api.context import Api, Route
@@ -76,10 +76,28 @@ async def _answer(api: Api, request: web.Request, call: calls.VariableApply) -> 
     reply: calls.VariableReply = await api.caller.call("Variables.Apply", call)
     headers = {"X-Nomad-Index": str(reply.index)} if reply.index >= 0 else {}
     if reply.conflict:
-        # JSON under a text's name, as the wire has it.
-        return await body_response(request, reply.body, headers, status=409, content_type=TEXT)
+        return await _conflict(request, reply.body, headers)
     status = 200 if reply.body else 204
     return await body_response(request, reply.body, headers, status=status, content_type=JSON)
+
+
+class _Untyped(web.Response):
+    """A body without a Content-Type; aiohttp would put one."""
+
+    async def _prepare_headers(self) -> None:
+        await super()._prepare_headers()
+        self.headers.popall(hdrs.CONTENT_TYPE, None)
+
+
+async def _conflict(
+    request: web.Request, body: bytes, headers: dict[str, str]
+) -> web.StreamResponse:
+    """JSON under a text's name, or compressed under none, as the wire has it: 409 is sent before the type is known."""
+    response = await body_response(request, body, headers, status=409, content_type=TEXT)
+    if hdrs.CONTENT_ENCODING not in response.headers:
+        return response
+    del response.headers[hdrs.CONTENT_TYPE]
+    return _Untyped(status=409, body=response.body, headers=response.headers)
 
 
 def _path(request: web.Request) -> str:
