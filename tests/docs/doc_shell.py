@@ -84,7 +84,7 @@ def run(script: str, folder: Path) -> tuple[int, str]:
     # The output goes to a file: a daemon that is left running would hold a pipe open.
     with (folder / "output").open("w+", encoding="utf-8") as output:
         process = subprocess.Popen(
-            [*_namespaces(), "bash", "-c", _PRELUDE + script],
+            [*namespaces(), "bash", "-c", _PRELUDE + script],
             cwd=folder,
             env=_environment(),
             stdin=subprocess.DEVNULL,
@@ -100,12 +100,12 @@ def run(script: str, folder: Path) -> tuple[int, str]:
             process.wait()
         finally:
             for left in processes_of(folder):
-                with_suppressed_kill(left)
+                _kill(left)
         output.seek(0)
         return status, output.read()
 
 
-def with_suppressed_kill(pid: int) -> None:
+def _kill(pid: int) -> None:
     """End a process of ours that may have ended by itself."""
     try:
         os.kill(pid, signal.SIGKILL)
@@ -119,7 +119,8 @@ def _environment() -> dict[str, str]:
 
 
 @functools.cache
-def _namespaces() -> tuple[str, ...]:
+def namespaces() -> tuple[str, ...]:
+    """The command that gives another one namespaces of its own; () where that is not allowed."""
     for command in (_NAMESPACES, (*_NAMESPACES, "--map-root-user")):
         try:
             if subprocess.run([*command, "true"], capture_output=True, check=False).returncode == 0:

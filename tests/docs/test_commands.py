@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from doc_blocks import DOCUMENTS, blocks_of, name_of
-from doc_shell import SHELL_LANGUAGES, commands_of, run, script_of
+from doc_shell import SHELL_LANGUAGES, commands_of, namespaces, run, script_of
 
 WITH_COMMANDS = [
     document
@@ -20,10 +22,23 @@ WITH_COMMANDS = [
 NOT_RUN = {"README.md": 1, "CONTRIBUTING.md": 1, "config/README.md": 1}
 
 
+Runs = dict[Path, Future[tuple[int, str]]]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
+    """All documents at once where each has its own network: their commands wait more than they work."""
+    with ThreadPoolExecutor(len(WITH_COMMANDS) if namespaces() else 1) as pool:
+        yield {
+            document: pool.submit(run, script_of(document), tmp_path_factory.mktemp("document"))
+            for document in WITH_COMMANDS
+        }
+
+
 @pytest.mark.real_time
 @pytest.mark.parametrize("document", WITH_COMMANDS, ids=name_of)
-def test_every_command_of_the_document_works(document: Path, tmp_path: Path) -> None:
-    status, output = run(script_of(document), tmp_path)
+def test_every_command_of_the_document_works(document: Path, runs: Runs) -> None:
+    status, output = runs[document].result()
     assert status == 0, f"{name_of(document)}: exit code {status}\n{output[-6000:]}"
 
 
