@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from nomadpy.config.addresses import is_loopback, listen_addresses, split_host_port
+from nomadpy.config.keyring import keyring_faults
 from nomadpy.config.model import Config
 from nomadpy.errors import ConfigError
 from nomadpy.hcl.source import did_you_mean
@@ -14,6 +15,7 @@ PRIORITY_CAP = 32_766
 def check(config: Config) -> None:
     """Raise ConfigError that lists everything wrong with the configuration, each with file and line where known."""
     faults = _mode(config) + _names(config) + _server(config) + _client(config) + _ports(config)
+    faults += keyring_faults(config)
     if len(faults) == 1:
         raise ConfigError(faults[0])
     if faults:

@@ -20,7 +20,6 @@ _JOIN = "servers are tried again until they answer, without a pause to set"
 _SEARCH = "searches have fixed limits in this version"
 _EVENTS = "the event stream is not part of this version"
 _PREEMPTION = "preemption is not part of this version"
-_KEYS = "root keys change only when an operator rotates them, in this version"
 _UI = "there is no user interface in this version"
 _HOSTNET = "named host networks are not part of this version"
 _SCHED = "it is set through the API: operator scheduler set-config"
@@ -74,7 +73,6 @@ REASONS: dict[str, str] = {
     "disable_update_check": "nothing is ever looked up",
     "enable_syslog": _LOGS,
     "eventlog": "it belongs to Windows",
-    "keyring": "keys are kept in the replicated state; other key stores are not part of this version",
     "leave_on_interrupt": "a server that stops stays a member, and comes back as the same",
     "leave_on_terminate": "a server that stops stays a member, and comes back as the same",
     "limits.https_handshake_timeout": _TUNING,
@@ -126,9 +124,6 @@ REASONS: dict[str, str] = {
     "server.rejoin_after_leave": "a server that comes back is the same member",
     "server.retry_interval": _JOIN,
     "server.retry_max": _JOIN,
-    "server.root_key_gc_interval": _KEYS,
-    "server.root_key_gc_threshold": _KEYS,
-    "server.root_key_rotation_threshold": _KEYS,
     "server.search": _SEARCH,
     "server.server_join.retry_interval": _JOIN,
     "server.server_join.retry_max": _JOIN,

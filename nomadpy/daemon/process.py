@@ -28,6 +28,7 @@ from nomadpy.api.server import ApiServer
 from nomadpy.clock import SystemClock
 from nomadpy.config.addresses import Service, advertise_address, listen_addresses
 from nomadpy.config.check import check_tls
+from nomadpy.config.keyring import keyring_settings
 from nomadpy.config.load import network_interfaces
 from nomadpy.config.model import Config
 from nomadpy.daemon.gauges import ClientGauges, HostFigures, RuntimeGauges, ServerGauges
@@ -45,6 +46,7 @@ from nomadpy.entropy import SystemEntropy
 from nomadpy.errors import ConfigError
 from nomadpy.metrics import Registry
 from nomadpy.models.root_key import RootKey
+from nomadpy.pki.keyring import Keyring, load_key_file
 from nomadpy.pki.keys import create_root_key
 from nomadpy.pki.tls import TLSMaterial, https_server_context, load_material, renew_https
 from nomadpy.raft.files import RealFiles
@@ -147,7 +149,14 @@ class Node:
             make_root_key=self._make_root_key,
             run_scheduler=asyncio.to_thread,
             metrics=self.metrics,
+            keyring=self._keyring(),
         )
+
+    def _keyring(self) -> Keyring:
+        said = keyring_settings(self.config)
+        if not said.file:
+            return Keyring()
+        return Keyring(load_key_file(Path(said.file)), wrap_with_file=said.active == "file")
 
     async def _make_root_key(self) -> RootKey:
         # An RSA key takes a tenth of a second or more, which the event loop does not have.

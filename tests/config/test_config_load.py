@@ -200,6 +200,7 @@ def test_files_that_cannot_be_read_are_named(tmp_path: pathlib.Path) -> None:
         'audit { enabled = true\n sink "a" { type = "file" } }',
         'server { encrypt = "k" }',
         'keyring "aead" { active = true }',
+        'keyring "file" {\n active = true\n path = "/etc/nomadpy/root.key"\n}',
         'telemetry { statsd_address = "x" }',
         'plugin_dir = "/p"',
     ],

@@ -39,6 +39,7 @@ LEAST = {
     "allocations": 25,  # of 25
     "batch": 17,  # of 17
     "blocking": 8,  # of 8
+    "variables": 25,  # of 25
 }
 
 

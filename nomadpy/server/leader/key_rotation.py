@@ -61,7 +61,7 @@ class KeyRotation:
         """Do what is due, whenever keys change and every gc interval; cancelling ends it."""
         while True:
             self._changed.clear()
-            wait_s = self._core.settings.root_key_gc_interval_s
+            wait_s = max(1.0, self._core.settings.root_key_gc_interval_s)
             try:
                 await self._look()
             except NomadError as error:
