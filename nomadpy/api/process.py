@@ -1,8 +1,6 @@
-"""Figures of this process for the metrics registry: processor time, memory, open files, tasks."""
+"""Figures of this process for the metrics registry: processor time, memory, open files."""
 
 from __future__ import annotations
-
-import asyncio
 
 import psutil
 
@@ -22,4 +20,3 @@ def process_gauges(registry: Registry) -> None:
         registry.gauge("nomad.process.cpu_system_seconds", times.system)
         registry.gauge("nomad.process.threads", process.num_threads())
         registry.gauge("nomad.process.open_files", process.num_fds())
-    registry.gauge("nomad.runtime.tasks", len(asyncio.all_tasks()))

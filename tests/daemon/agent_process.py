@@ -65,6 +65,18 @@ class AgentProcess:
         except (urllib.error.URLError, OSError):
             return None
 
+    def put(self, path: str, body: Any) -> Any:
+        """Send JSON; the JSON of the answer."""
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{self.http}{path}", json.dumps(body).encode(), method="PUT"
+        )
+        with urllib.request.urlopen(request, timeout=10) as reply:
+            return json.loads(reply.read())
+
+    def gauges(self) -> dict[str, float]:
+        """Every gauge of /v1/metrics by its name."""
+        return {row["Name"]: row["Value"] for row in self.get("/v1/metrics")["Gauges"]}
+
     def until(self, happened: Callable[[], Any], what: str) -> Any:
         """What `happened` returns as soon as it is true; fails when the agent ends or takes too long."""
         deadline = time.monotonic() + PATIENCE_S

@@ -114,6 +114,35 @@ def test_a_running_agent_shows_its_figures(tmp_path: Path) -> None:
         assert all(isinstance(text, str) for group in stats.values() for text in group.values())
 
 
+def test_figures_follow_allocations_and_plans(tmp_path: Path) -> None:
+    task = {
+        "Name": "main",
+        "Driver": "raw_exec",
+        "Config": {"command": "/bin/sleep", "args": ["600"]},
+        "Resources": {"CPU": 30, "MemoryMB": 20, "MemoryMaxMB": 40},
+    }
+    group = {"Name": "group", "Count": 2, "EphemeralDisk": {"SizeMB": 150}, "Tasks": [task]}
+    job = {"ID": "sleeper", "Datacenters": ["dc1"], "TaskGroups": [group]}
+    with AgentProcess(tmp_path, "", "-dev") as agent:
+        agent.until_ready()
+        free = agent.gauges()["nomad.client.unallocated.cpu"]
+        agent.put("/v1/jobs", {"Job": job})
+        agent.until(lambda: agent.gauges()["nomad.client.allocations.running"] == 2, "two that run")
+        gauges = agent.gauges()
+        assert gauges["nomad.client.allocated.cpu"] == 60
+        assert gauges["nomad.client.unallocated.cpu"] == free - 60
+        assert gauges["nomad.client.allocated.memory"] == 40
+        assert gauges["nomad.client.allocated.disk"] == 300
+        assert gauges["nomad.client.tasks.running"] == 2
+        assert gauges["nomad.nomad.job_status.running"] == 1
+        assert gauges["nomad.nomad.broker.total_unacked"] == 0
+        text = agent.get("/v1/metrics?format=prometheus").decode()
+        for timer in ("plan_evaluate", "plan_apply", "worker_invoke_scheduler_service"):
+            assert f"nomad_nomad_{timer}_count{{" in text
+        agent.signal(signal.SIGTERM)
+        assert agent.exit_code() == 0
+
+
 # -- certificates ---------------------------------------------------------------------------------
 
 
