@@ -14,6 +14,7 @@ from nomadpy.clock import SystemClock
 from nomadpy.daemon.server_process import ServerProcess
 from nomadpy.entropy import SeededEntropy
 from nomadpy.models.allocation import Allocation, AllocDeploymentStatus
+from nomadpy.models.base import ZERO_TIME
 from nomadpy.models.calls import (
     IndexReply,
     JobWrite,
@@ -229,7 +230,9 @@ class World:
     async def settled(self) -> None:
         """Wait until no evaluation is pending (those that wait for a time excepted)."""
         await self.until(
-            lambda: all(e.status != "pending" or e.wait for e in self.state.evals()),
+            lambda: all(
+                e.status != "pending" or e.wait_until != ZERO_TIME for e in self.state.evals()
+            ),
             "evaluations to be done",
         )
 

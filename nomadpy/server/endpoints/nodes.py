@@ -334,7 +334,7 @@ class NodeAgents:
                 new_capacity=request.status == "ready",
             )
         event = None
-        if node.status == "down":
+        if node.status in ("down", "disconnected"):
             event = _event("Node reregistered by heartbeat", "Cluster", now_ns)
         applied = await core.propose(
             commands.NodeStatus(

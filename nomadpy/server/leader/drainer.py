@@ -132,14 +132,14 @@ class Drainer:
         """Step every draining node when something changed or a deadline passed, until cancelled."""
         wait_s: float | None = None
         while True:
+            try:
+                async with asyncio.timeout(wait_s):
+                    await self._wake.wait()
+                await asyncio.sleep(GATHER_S)
+            except TimeoutError:
+                log.debug("drain deadline reached")
+            # Not before: what was set since the last look is what there is to look at.
             self._wake.clear()
-            if wait_s is None or wait_s > 0:
-                try:
-                    async with asyncio.timeout(wait_s):
-                        await self._wake.wait()
-                    await asyncio.sleep(GATHER_S)
-                except TimeoutError:
-                    log.debug("drain deadline reached")
             deadlines: list[int] = []
             for node_id in sorted(self._draining):
                 try:

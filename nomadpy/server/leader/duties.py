@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 
+import msgspec
+
 from nomadpy import logs
 from nomadpy.errors import NomadError
 from nomadpy.fsm.commands import (
@@ -27,6 +29,7 @@ from nomadpy.models.operator import (
     SchedulerConfiguration,
 )
 from nomadpy.pki.keyring import Keyring
+from nomadpy.scheduler.alloc_sets import disconnect_rules
 from nomadpy.scheduler.decision import failed
 from nomadpy.server import new_evaluations
 from nomadpy.server.core import Core
@@ -41,10 +44,12 @@ from nomadpy.server.leader.plan_applier import PlanApplier
 from nomadpy.server.leader.variable_locks import VariableLocks
 from nomadpy.server.worker import RunBlocking, Worker
 from nomadpy.state.changes import ChangeSet
+from nomadpy.state.store import Snapshot
 
 log = logs.get(__name__)
 
 TERMINAL = ("complete", "failed", "lost")
+SILENT = ("down", "disconnected")
 RETRY_BLOCKED_S = 60.0
 SWEEP_S = 30.0
 
@@ -88,9 +93,7 @@ class LeaderDuties:
         try:
             for evaluation in sorted(snapshot.evals(), key=lambda e: e.create_index):
                 self._take_evaluation(evaluation)
-            self.heartbeats.restore(
-                [n.id for n in snapshot.nodes() if n.status not in ("down", "disconnected")]
-            )
+            self.heartbeats.restore([n.id for n in snapshot.nodes() if n.status not in SILENT])
             self.deployments.restore(snapshot)
             self.drainer.restore(snapshot)
             self.garbage.restore(snapshot)
@@ -254,20 +257,24 @@ class LeaderDuties:
                 self._enqueue(evaluation)
 
     async def _nodes_expired(self, node_ids: list[str]) -> None:
-        """Heartbeats were missed: mark the nodes down and have their jobs looked at."""
+        """Heartbeats were missed: mark the nodes down or disconnected and have their jobs looked at."""
         core = self._core
-        snapshot = core.snapshot()
         for node_id in node_ids:
+            snapshot = core.snapshot()
             node = snapshot.node(node_id)
-            if node is None or node.status == "down":
+            if node is None or node.status in SILENT or self.heartbeats.is_alive(node_id):
+                # Heard again while the ones before it were written.
                 continue
             now_ns = core.clock.now_ns()
-            log.warning("node missed its heartbeats", node_id=node_id, name=node.name)
+            node = msgspec.structs.replace(node, status=status_when_silent(snapshot, node_id))
+            log.warning(
+                "node missed its heartbeats", node_id=node_id, name=node.name, status=node.status
+            )
             try:
                 await core.propose(
                     NodeStatus(
                         node_id=node_id,
-                        status="down",
+                        status=node.status,
                         event=NodeEvent(
                             message="Node heartbeat missed",
                             subsystem="Cluster",
@@ -307,6 +314,22 @@ class LeaderDuties:
             else:
                 core.metrics.observe_since("nomad.nomad.leader.establish_leadership", started_s)
                 return
+
+
+def status_when_silent(snapshot: Snapshot, node_id: str) -> str:
+    """What a node is that missed its heartbeats: disconnected when it runs something that may outlive that, else down."""
+    for alloc in snapshot.allocs_by_node(node_id):
+        if alloc.desired_status != "run" or alloc.client_status in TERMINAL:
+            continue
+        job = snapshot.job(alloc.namespace, alloc.job_id) or alloc.job
+        group = (
+            next((g for g in job.task_groups or [] if g.name == alloc.task_group), None)
+            if job
+            else None
+        )
+        if disconnect_rules(group).lost_after_ns is not None:
+            return "disconnected"
+    return "down"
 
 
 _AUTOPILOT = AutopilotConfiguration(

@@ -98,7 +98,7 @@ def collect(
     nodes = [
         n.id
         for n in snapshot.nodes()
-        if n.status == "down"
+        if n.status in ("down", "disconnected")
         and old(n.status_updated_at * 1_000_000_000, settings.node_gc_s)
         and all(_is_over(a) for a in snapshot.allocs_by_node(n.id))
     ]

@@ -42,7 +42,8 @@ class Heartbeats:
     def reset(self, node_id: str) -> float:
         """A heartbeat came; returns the TTL in seconds to tell the node."""
         rate = self._settings.heartbeats_per_second
-        base = max(self._settings.heartbeat_min_ttl_s, (len(self._deadline) + 1) / rate)
+        nodes = len(self._deadline) + (node_id not in self._deadline)
+        base = max(self._settings.heartbeat_min_ttl_s, nodes / rate)
         ttl = base + self._entropy.uniform(0.0, base)
         self._set(node_id, ttl + self._settings.heartbeat_grace_s)
         return ttl
@@ -50,6 +51,10 @@ class Heartbeats:
     def forget(self, node_id: str) -> None:
         """The node is down or gone; it has no timer until it heartbeats again."""
         self._deadline.pop(node_id, None)
+
+    def is_alive(self, node_id: str) -> bool:
+        """Whether the node has time left."""
+        return node_id in self._deadline
 
     def __len__(self) -> int:
         return len(self._deadline)
