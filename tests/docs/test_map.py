@@ -71,6 +71,14 @@ def test_every_error_of_the_troubleshooting_table_is_one_we_print() -> None:
     assert missing == []
 
 
+def test_paths_of_the_api_that_were_left_out_are_not_there() -> None:
+    text = (ROOT / "docs" / "decisions" / "0009-what-was-left-out.md").read_text(encoding="utf-8")
+    left_out = re.findall(r"^\| `(/v1/[^`]+)` \|", text, re.MULTILINE)
+    assert len(left_out) > 3
+    served = "\n".join(path.read_text("utf-8") for path in (ROOT / "nomadpy/api").glob("*.py"))
+    assert [path for path in left_out if f'"{path}"' in served] == []
+
+
 def test_every_decision_is_in_the_list() -> None:
     folder = ROOT / "docs" / "decisions"
     listed = links_of(folder / "README.md")
