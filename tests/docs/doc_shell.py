@@ -19,12 +19,12 @@ from doc_blocks import ROOT, Block, blocks_of, comments_of
 from nomadpy.demo.leftovers import processes_of
 
 SHELL_LANGUAGES = ("sh", "console")
-TIMEOUT_S = 60.0
+TIMEOUT_S = 180.0
 _NAMESPACES = ("unshare", "--net", "--pid", "--fork", "--kill-child", "--mount-proc")
 
 # A reader waits until the cluster answers; so does the script, before the first command that needs it.
 _WAIT = """await_cluster() {
-    for _ in $(seq 200); do
+    for _ in $(seq 600); do
         nomadpy node status 2>/dev/null | grep -q ' ready$' && return 0
         sleep 0.1
     done
