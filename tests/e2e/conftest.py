@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from nomadpy.demo.dockerd import Docker, DockerUnavailableError, find_or_start, make_image
+from nomadpy.demo.leftovers import remove_folder
 
 
 @pytest.fixture(scope="session")
@@ -19,14 +19,14 @@ def docker() -> Iterator[Docker]:
     try:
         found = find_or_start(folder)
     except DockerUnavailableError as error:
-        shutil.rmtree(folder, ignore_errors=True)
+        remove_folder(folder)
         pytest.fail(f"these tests need Docker: {error}")
     try:
         make_image(found)
         yield found
     finally:
         found.close()
-        shutil.rmtree(folder, ignore_errors=True)
+        remove_folder(folder)
 
 
 @pytest.fixture(scope="session")

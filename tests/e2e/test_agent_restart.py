@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterator
 
@@ -156,3 +157,51 @@ def test_what_ended_while_the_agent_was_away_is_reported_and_restarted_by_its_po
     assert told["Details"]["oom_killed"] == "true"
     assert "OOM Killed" in told["DisplayMessage"]
     cluster.stop_job("endings")
+
+
+def test_what_was_stopped_or_changed_while_the_agent_was_away_is_so_after_its_return(
+    cluster: RealCluster, image: str
+) -> None:
+    script = 'echo "pid $$"; while true; do sleep 0.1; done'
+    stopped = job(
+        "stopped", group(shell(script), name="plain"), group(contained(image, script), name="boxed")
+    )
+    allocs = cluster.run(stopped)
+    (changed,) = cluster.run(job("changed", group(shell(script))))
+    plain = next(a for a in allocs if a["TaskGroup"] == "plain")
+    pids = [int(cluster.wait_log(a, "pid ").split()[1]) for a in (plain, changed)]
+    agent = cluster.clients[0]
+    # A stop by the operator, not a crash: it leaves tasks alone too.
+    assert agent.stop() == 0
+    assert all(is_alive(p) for p in pids)
+    cluster.any_api.delete("/v1/job/stopped")
+    cluster.any_api.put("/v1/jobs", {"Job": job("changed", group(shell(script, Env={"NEW": "1"})))})
+    agent.start()
+    cluster.wait_allocs("stopped", "complete", 2)
+    until(lambda: not any(is_alive(p) for p in pids), seconds=20, what="the old tasks to end")
+    (now,) = cluster.wait_allocs("changed", "running", 1)
+    assert now["ID"] != changed["ID"]
+    cluster.stop_job("changed")
+
+
+def test_an_agent_that_finds_its_container_gone_starts_another_and_says_so(
+    cluster: RealCluster, image: str
+) -> None:
+    (alloc,) = cluster.run(job("gone", group(contained(image, COUNT))))
+    first = cluster.container(alloc)["Id"]
+    cluster.clients[0].kill()
+    assert cluster.docker is not None
+    with contextlib.closing(cluster.docker.client()) as client:
+        client.containers.get(first).remove(force=True)
+    cluster.clients[0].start()
+
+    def told() -> list[str]:
+        state = cluster.alloc(alloc["ID"])["TaskStates"]["main"]
+        return [e["Type"] for e in state["Events"]]
+
+    until(lambda: told().count("Started") == 2, seconds=30, what="a second container")
+    assert "Driver" in told()
+    assert cluster.container(alloc)["Id"] != first
+    (present,) = cluster.wait_allocs("gone", "running", 1)
+    assert present["ID"] == alloc["ID"]
+    cluster.stop_job("gone")
