@@ -392,7 +392,7 @@ class ServerHello(_Call, frozen=True, kw_only=True, omit_defaults=True):
 
     id: the server's raft id (stable over restarts). http, rpc: advertised host:port. expect: bootstrap_expect.
     initialized: it has raft state already. known: ids of the servers it has heard of, itself included.
-    configuration: the raft servers it started from, empty while not initialized.
+    configuration: the raft servers it started from, empty while not initialized. leaving: it is about to go.
     """
 
     id: str
@@ -409,10 +409,12 @@ class ServerHello(_Call, frozen=True, kw_only=True, omit_defaults=True):
     raft_term: int = 0
     known: list[str] = []
     configuration: list[ServerAddress] = []
+    leaving: bool = False
 
 
 class ServerHelloReply(_Call, frozen=True, kw_only=True, omit_defaults=True):
-    """The answering server's own hello, and all it has heard of."""
+    """The answering server's own hello, and all it has heard of. removed: the one that asked is a server no more."""
 
     me: ServerHello
     members: list[ServerHello] = []
+    removed: bool = False

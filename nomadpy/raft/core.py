@@ -10,7 +10,7 @@ Numbered as everywhere that speaks of them:
  M5 pre-vote; no vote while a leader is heard, except in a transfer; one vote counted per server.
  M6 cutting the log at or below the commit index stops the server.
  M7 a snapshot is installed only forward, and never over a log that holds its last entry.
- M8 one membership change at a time.
+ M8 one membership change at a time; a learner gets the log and counts nowhere until it is made a voter.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from nomadpy.raft import configuration as conf
 from nomadpy.raft import messages as wire
 from nomadpy.raft.config import PeerSpec, RaftConfig, StateMachine
 from nomadpy.raft.journal import Journal, LogEntry, SafetyError
-from nomadpy.raft.pysyncobj_seam import LEADER, MEMBERSHIP, REGULAR, Consensus
+from nomadpy.raft.pysyncobj_seam import LEADER, MEMBERSHIP, NO_OP, REGULAR, Consensus
 from nomadpy.raft.replication import Head, Outbox, Progress, ReadQueue, Replicator, Waiter
 from nomadpy.raft.snapshots import Receiver, SnapshotHeader, SnapshotStore
 
@@ -55,12 +55,13 @@ class RaftCore(Consensus):
         state_machine: StateMachine,
         clock: Clock,
         entropy: Entropy,
+        override: conf.Override | None = None,
     ) -> None:
-        """Raises CorruptionError when snapshot and log do not fit together."""
+        """override: see recovery.py. Raises CorruptionError when snapshot and log do not fit together."""
         self.snapshots = snapshots
         self.outbox = outbox
         self.state_machine = state_machine
-        self.history = conf.ConfigurationHistory()
+        self.history = conf.ConfigurationHistory(override)
         self.reads = ReadQueue()
         self.replicator = Replicator(config, journal, snapshots, outbox)
         self.progress = self.replicator.progress
@@ -102,11 +103,17 @@ class RaftCore(Consensus):
     def leader_peer(self) -> PeerSpec | None:
         """The leader, as far as known."""
         peer = self.known_leader()
-        return None if peer is None else self.history.current.peer(peer.id) or peer
+        return None if peer is None else self.history.current.server(peer.id) or peer
 
     def members(self) -> list[PeerSpec]:
         """The other voting servers, in the order of their ids."""
         return [p for p in self.history.current.peers if p.id != self.me.peer.id]
+
+    def followers(self) -> list[PeerSpec]:
+        """The other servers that get the log, learners included, voters first."""
+        return self.members() + [
+            p for p in self.history.current.learners if p.id != self.me.peer.id
+        ]
 
     def is_voter(self) -> bool:
         """Whether this server itself is in the configuration."""
@@ -115,7 +122,7 @@ class RaftCore(Consensus):
     def next_deadline(self) -> float:
         """When `tick` has something to do, on the clock's monotonic scale."""
         if self.is_leader():
-            if not self.members():
+            if not self.followers():
                 return self.clock.monotonic() + 1.0
             due = self.next_heartbeat_at()
             return due if self._spread_at is None else min(due, self._spread_at)
@@ -130,6 +137,10 @@ class RaftCore(Consensus):
     def propose(self, command: bytes, completion: Completion) -> None:
         """Queue a command for the next tick."""
         self._proposals.append((bytes([REGULAR]) + command, completion))
+
+    def propose_nothing(self, completion: Completion | None) -> None:
+        """Queue an entry that only takes up an index."""
+        self._proposals.append((bytes([NO_OP]), completion))
 
     def propose_change(self, change: conf.Change, completion: Completion) -> None:
         """Queue a membership change for the next tick."""
@@ -150,6 +161,8 @@ class RaftCore(Consensus):
         self.enter()
         progress = self.progress.get(server_id)
         if not self.is_leader() or progress is None or not self.outbox.is_connected(server_id):
+            return False
+        if self.history.current.peer(server_id) is None:
             return False
         if progress.match != self.journal.last_index:
             return False
@@ -182,7 +195,7 @@ class RaftCore(Consensus):
     def snapshot_written(self, header: SnapshotHeader) -> None:
         """A local snapshot is on disk: what it covers may leave the log, except the trailing entries."""
         self.snapshots.adopt(header)
-        self.history.rebase(header.index, header.configuration)
+        self.history.rebase(header.index, header.configuration, header.term)
         self._compact()
 
     def install(self, header: SnapshotHeader, leader: PeerSpec | None) -> bool:
@@ -192,7 +205,7 @@ class RaftCore(Consensus):
             return False
         self.state_machine.restore(self.snapshots.chunks(header, staged=True))
         self.journal.reset(header.index, header.term)
-        self.history.reset(header.index, header.configuration)
+        self.history.reset(header.index, header.configuration, header.term)
         self.set_applied(header.index)
         self.set_commit(header.index)
         self._commit_before = header.index
@@ -208,7 +221,7 @@ class RaftCore(Consensus):
         header = self.snapshots.latest
         if header is not None:
             self.state_machine.restore(self.snapshots.chunks(header))
-            self.history.reset(header.index, header.configuration)
+            self.history.reset(header.index, header.configuration, header.term)
             if self.journal.term_at(header.index) != header.term:
                 # The log ends before the snapshot, or went another way: a snapshot holds committed entries only,
                 # so what differs was never committed. (A received snapshot gets its name before the log follows.)
@@ -217,8 +230,8 @@ class RaftCore(Consensus):
             self.set_commit(header.index)
             self._compact()
         self._commit_before = self.commit_index()
-        for command, index, _ in self.journal.entries:
-            self._note_change(command, index)
+        for command, index, term in self.journal.entries:
+            self._note_change(command, index, term)
 
     def _compact(self) -> None:
         latest = self.snapshots.latest
@@ -236,24 +249,29 @@ class RaftCore(Consensus):
 
     def _refresh_members(self) -> None:
         """Bring PySyncObj's set of nodes to the configuration in force."""
-        others = self.members()
+        others = self.followers()
         gone = self.replicator.set_members([peer.id for peer in others])
         for server_id in gone:
             self.outbox.drop_peer(server_id)
-        self.set_members(others)
+        voters = self.members()
+        self.set_members(voters)
         for peer in others:
             self.outbox.add_peer(peer)
+        if self.is_leader():
+            for peer in voters:
+                # What a learner has acknowledged counts from the moment it votes.
+                self.note_match(peer, self.progress[peer.id].match)
 
-    def _note_change(self, command: bytes, index: int) -> bool:
+    def _note_change(self, command: bytes, index: int, term: int) -> bool:
         if command[0] != MEMBERSHIP:
             return False
-        self.history.append(index, conf.decode_change(command[1:]))
+        self.history.append(index, conf.decode_change(command[1:]), term)
         return True
 
     def _append(self, command: bytes, term: int) -> int:
         index = self.journal.last_index + 1
         self.journal.append(command, index, term)
-        self._note_change(command, index)
+        self._note_change(command, index, term)
         return index
 
     def _alone(self) -> bool:
@@ -384,6 +402,12 @@ class RaftCore(Consensus):
     def _take_proposals(self) -> None:
         count = size = 0
         term = self.term()
+        unstated = self.history.unstated
+        if unstated is not None:
+            # Those who join later know nothing of the override: the log must say it, before anything else changes.
+            change = conf.encode_change(conf.Replace(unstated))
+            self._append(bytes([MEMBERSHIP]) + change, term)
+            self._refresh_members()
         while (
             self._proposals
             and count < self.settings.max_batch
@@ -436,7 +460,7 @@ class RaftCore(Consensus):
     def _finish_reads(self) -> None:
         if not self.is_leader():
             return
-        rounds = sorted((p.round for p in self.progress.values()), reverse=True)
+        rounds = sorted((self.progress[p.id].round for p in self.members()), reverse=True)
         needed = self._quorum() - 1
         confirmed = rounds[needed - 1] if needed else self.reads.round
         self.reads.finish(confirmed, self.applied_index())
@@ -463,7 +487,7 @@ class RaftCore(Consensus):
         handler = _HANDLERS.get(type(message))
         if handler is None:
             return
-        if isinstance(message, wire.ANSWERS) and self.history.current.peer(peer.id) is None:
+        if isinstance(message, wire.ANSWERS) and self.history.current.server(peer.id) is None:
             return
         handler(self, peer, message)
 
@@ -524,7 +548,7 @@ class RaftCore(Consensus):
                 term, command = entries[offset]
                 index = prev_index + 1 + offset
                 journal.append(command, index, term)
-                changed = self._note_change(command, index) or changed
+                changed = self._note_change(command, index, term) or changed
             if changed:
                 self._refresh_members()
         self._commit_to(min(message.commit, last))
@@ -574,7 +598,8 @@ class RaftCore(Consensus):
             progress.refused(message.index, self.journal.last_index)
         elif message.index <= self.journal.last_index:
             progress.agreed(message.index)
-            self.note_match(peer, progress.match)
+            if self._votes(peer):
+                self.note_match(peer, progress.match)
         self._finish_reads()
 
     def _answered(self, peer: PeerSpec, term: int, answered_round: int) -> Progress | None:
@@ -586,7 +611,9 @@ class RaftCore(Consensus):
         if not self.is_leader() or term != self.term() or progress is None:
             return None
         progress.round = max(progress.round, answered_round)
-        self.note_answer(peer)
+        progress.answered_at = self.clock.monotonic()
+        if self._votes(peer):
+            self.note_answer(peer)
         return progress
 
     def _on_snapshot_chunk(self, peer: PeerSpec, message: wire.SnapshotChunk) -> None:
@@ -635,9 +662,12 @@ class RaftCore(Consensus):
             return
         self.hear_vote_request(peer, message.term, message.last_index, message.last_term)
 
+    def _votes(self, peer: PeerSpec) -> bool:
+        return self.history.current.peer(peer.id) is not None
+
     def _on_vote_reply(self, peer: PeerSpec, message: wire.VoteReply) -> None:
         key = (message.term, peer.id)
-        if key not in self._voters:
+        if key not in self._voters and self._votes(peer):
             self._voters.add(key)
             self.hear_vote(peer, message.term)
 
@@ -660,6 +690,7 @@ class RaftCore(Consensus):
             message.granted
             and self._pre_votes is not None
             and message.attempt == self._pre_vote_attempt
+            and self._votes(peer)
         ):
             self._pre_votes.add(peer.id)
             if len(self._pre_votes) + 1 >= self._quorum():

@@ -36,6 +36,7 @@ from nomadpy.raft.core import RaftCore
 from nomadpy.raft.files import Files
 from nomadpy.raft.journal import Journal
 from nomadpy.raft.messages import Message
+from nomadpy.raft.recovery import recovered
 from nomadpy.raft.replication import Waiter
 from nomadpy.raft.snapshots import SnapshotHeader, SnapshotStore
 from nomadpy.raft.transport import Link, RaftTransport
@@ -90,6 +91,7 @@ class RaftNode:
             fsync=config.fsync,
         )
         self._check_fit(damaged)
+        override = recovered(config, files, self.journal, self.snapshots)
         self.transport = RaftTransport(
             me=config.peer,
             region=config.region,
@@ -107,6 +109,7 @@ class RaftNode:
             state_machine=state_machine,
             clock=clock,
             entropy=entropy,
+            override=override,
         )
         self.core.on_applied = self._on_applied
         self._state_machine = state_machine
@@ -135,6 +138,7 @@ class RaftNode:
         state_machine: StateMachine,
         clock: Clock,
         entropy: Entropy,
+        override: conf.Override | None,
     ) -> RaftCore:
         """Build the core; the simulation's mutants override this."""
         return RaftCore(
@@ -145,6 +149,7 @@ class RaftNode:
             state_machine=state_machine,
             clock=clock,
             entropy=entropy,
+            override=override,
         )
 
     def _check_fit(self, damaged: list[str]) -> None:
@@ -170,7 +175,8 @@ class RaftNode:
     @property
     def initialized(self) -> bool:
         """Whether there is a configuration, from disk, from bootstrap or from a leader."""
-        return bool(self.core.history.current.peers)
+        current = self.core.history.current
+        return bool(current.peers or current.learners)
 
     @property
     def is_leader(self) -> bool:
@@ -215,7 +221,27 @@ class RaftNode:
 
     def peers(self) -> list[tuple[PeerSpec, bool]]:
         """The configuration in force: (server, whether it votes), in the order of ids."""
-        return [(peer, True) for peer in self.core.history.current.peers]
+        current = self.core.history.current
+        both = [(p, True) for p in current.peers] + [(p, False) for p in current.learners]
+        return sorted(both, key=lambda item: item[0].id)
+
+    @property
+    def removed(self) -> tuple[str, ...]:
+        """Ids of servers that were taken out for good, as far as remembered."""
+        return self.core.history.current.removed
+
+    @property
+    def configuration_index(self) -> int:
+        """Index of the newest change of the configuration; 0 when a snapshot or the first one is all there is."""
+        return self.core.history.last_change_index
+
+    def progress(self, server_id: str) -> tuple[int, float] | None:
+        """On the leader: how far a follower holds the log, and seconds since it answered; None of others or before
+        it ever answered."""
+        progress = self.core.progress.get(server_id)
+        if not self.core.is_leader() or progress is None or progress.answered_at is None:
+            return None
+        return progress.match, self._clock.monotonic() - progress.answered_at
 
     def stats(self) -> dict[str, str]:
         """What `agent-info` and `/v1/agent/self` show, with the names that tools know."""
@@ -331,30 +357,67 @@ class RaftNode:
         self._require_leader()
         if self.core.history.current.peer(peer.id) == peer:
             return
-        if peer.id != self.config.server_id:
-            try:
-                await self.transport.probe(peer)
-            except (OSError, TimeoutError, ValueError, NomadError) as cause:
-                raise UnreachableError(
-                    f"raft: {peer.name} does not answer at {peer.address}, so it cannot join: {cause}"
-                ) from cause
+        await self._probe(peer)
         await self._change(conf.Add(peer), timeout_s)
 
-    async def remove_server(self, server_id: str, *, timeout_s: float = 10) -> None:
-        """Take a server out of the configuration. The leader hands leadership over instead of removing itself, and
-        raises NotLeaderError so that the new one is asked.
+    async def add_learner(self, peer: PeerSpec, *, timeout_s: float = 10) -> None:
+        """Give a server the log without a vote; `add_server` makes it a voter once it has caught up.
+
+        Raises like `add_server`, InvalidRequestError for a voter.
+        """
+        self._require_leader()
+        if self.core.history.current.learner(peer.id) == peer:
+            return
+        if self.core.history.current.peer(peer.id) is not None:
+            raise InvalidRequestError(f"raft: {peer.id} votes already")
+        await self._probe(peer)
+        await self._change(conf.AddLearner(peer), timeout_s)
+
+    async def _probe(self, peer: PeerSpec) -> None:
+        if peer.id == self.config.server_id:
+            return
+        try:
+            await self.transport.probe(peer)
+        except (OSError, TimeoutError, ValueError, NomadError) as cause:
+            raise UnreachableError(
+                f"raft: {peer.name} does not answer at {peer.address}, so it cannot join: {cause}"
+            ) from cause
+
+    async def raise_log(self, index: int, *, timeout_s: float = 600) -> None:
+        """Fill the log with empty entries until it ends at `index` or later, all of them committed.
+
+        Raises as `propose` does.
+        """
+
+        def fill(completion: Callable[[int, object, str], None]) -> None:
+            for _ in range(min(index - self.last_index, self.config.max_batch) - 1):
+                self.core.propose_nothing(None)
+            self.core.propose_nothing(completion)
+
+        try:
+            async with asyncio.timeout(timeout_s):
+                while self.last_index < index:
+                    await self._propose(fill, timeout_s)
+        except TimeoutError as cause:
+            raise DeadlineError(f"raft: the log did not reach {index} in time") from cause
+
+    async def remove_server(
+        self, server_id: str, *, final: bool = True, timeout_s: float = 10
+    ) -> None:
+        """Take a server out of the configuration; final: its id is remembered as removed. The leader hands leadership
+        over instead of removing itself, and raises NotLeaderError so that the new one is asked.
 
         Raises NotLeaderError, ConflictError, InvalidRequestError for the last server, ProposalTimeoutError.
         """
         self._require_leader()
-        if self.core.history.current.peer(server_id) is None:
+        if self.core.history.current.server(server_id) is None:
             return
         if server_id == self.config.server_id:
             if not self.core.members():
                 raise InvalidRequestError("raft: the last server cannot be removed")
             await self.transfer_leadership(None)
             raise self._not_leader()
-        await self._change(conf.Remove(server_id), timeout_s)
+        await self._change(conf.Remove(server_id, final), timeout_s)
 
     async def transfer_leadership(self, to: str | None, *, timeout_s: float = 10) -> None:
         """Hand leadership to server `to`, or to the one whose log is longest; proposals wait meanwhile.
@@ -362,9 +425,12 @@ class RaftNode:
         Raises NotLeaderError, InvalidRequestError for an unknown server, DeadlineError when it did not happen in time.
         """
         self._require_leader()
-        if to is not None and to not in self.core.progress:
-            raise InvalidRequestError(f"raft: {to} is not another server of the configuration")
-        if not self.core.progress:
+        voters = {peer.id for peer in self.core.members()}
+        if to is not None and to not in voters:
+            raise InvalidRequestError(
+                f"raft: {to} is not another voting server of the configuration"
+            )
+        if not voters:
             raise InvalidRequestError("raft: there is no other server")
         term = self.term
         self.core.holding_proposals = True

@@ -179,6 +179,7 @@ class Progress:
     """
 
     __slots__ = (
+        "answered_at",
         "in_flight",
         "in_flight_bytes",
         "match",
@@ -193,6 +194,7 @@ class Progress:
         self.match = 0
         self.next = next_index
         self.round = 0
+        self.answered_at: float | None = None  # monotonic seconds of the last answer
         self.probing = True
         self.waiting = False
         self.in_flight: deque[tuple[int, int]] = deque()

@@ -115,6 +115,8 @@ _TABLE: list[Method] = [
         Deployment_Pause=calls.Write,
         Operator_SetSchedulerConfiguration=calls.SchedulerConfigWrite,
         Operator_SetAutopilotConfiguration=calls.AutopilotConfigWrite,
+        Operator_RemovePeer=calls.Write,
+        Operator_TransferLeadership=calls.Write,
         Keyring_Rotate=calls.Write,
         Keyring_Delete=calls.Write,
         System_GarbageCollect=calls.Write,
@@ -189,6 +191,12 @@ _TABLE: list[Method] = [
         request=calls.ServerHello,
         reply=calls.ServerHelloReply,
         where="any",
+        roles=SERVERS,
+    ),
+    Method(
+        name="Server.Leave",
+        request=calls.Write,
+        where="leader",
         roles=SERVERS,
     ),
     Method(

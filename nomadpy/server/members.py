@@ -1,7 +1,8 @@
 """Which servers there are: each says hello to the others every second, and silence is failure.
 
 The first cluster forms when exactly `bootstrap_expect` servers know of exactly each other: all of them then start
-raft from the same list. A server that comes later finds the others initialized; one that missed the moment takes their list.
+raft from the same list. A server that comes later finds the others initialized and waits: their leader adds it (see
+leader/autopilot.py), or, when it is one of the list and only missed the moment, sends it the log.
 """
 
 from __future__ import annotations
@@ -67,6 +68,8 @@ class Members:
         self._members: dict[str, Member] = {}
         self._configuration = configuration
         self._warned_of: frozenset[str] = frozenset()
+        self._leaving = False
+        self._removed = False
 
     @property
     def configuration(self) -> list[ServerAddress]:
@@ -92,12 +95,21 @@ class Members:
             raft_term=raft.term,
             known=sorted({settings.id, *self._members}),
             configuration=self.configuration,
+            leaving=self._leaving,
         )
+
+    def leave(self) -> None:
+        """Tell the others from now on that this server goes, so that they do not add it again."""
+        self._leaving = True
 
     def heard(self, hello: ServerHello) -> ServerHelloReply:
         """Answer another server's hello, and remember it."""
         self._note(hello)
-        return ServerHelloReply(me=self.me(), members=[m.hello for m in self.all()])
+        return ServerHelloReply(
+            me=self.me(),
+            members=[m.hello for m in self.all()],
+            removed=hello.id in self._core.raft.removed,
+        )
 
     def all(self) -> list[Member]:
         """Every member, this server included, by name."""
@@ -128,12 +140,15 @@ class Members:
     async def run(self) -> None:
         """Say hello to everyone until cancelled."""
         while True:
-            targets = self._targets()
-            async with asyncio.TaskGroup() as group:
-                for address in targets:
-                    group.create_task(self._greet(address), name=f"hello-{address}")
+            await self.greet_all()
             await self._maybe_bootstrap()
             await asyncio.sleep(HELLO_INTERVAL_S if self._core.raft.initialized else 0.25)
+
+    async def greet_all(self) -> None:
+        """Say hello to everyone once."""
+        async with asyncio.TaskGroup() as group:
+            for address in self._targets():
+                group.create_task(self._greet(address), name=f"hello-{address}")
 
     def _targets(self) -> list[str]:
         known = {m.hello.rpc for m in self._members.values() if m.status != GOODBYE}
@@ -164,8 +179,16 @@ class Members:
             address, "Server.Hello", self.me(), timeout_s=HELLO_TIMEOUT_S
         )
         self._note(reply.me)
+        if reply.removed and not self._removed:
+            self._removed = True
+            log.error(
+                "this server was removed from the cluster and takes no part in it: to let it join as a new one, stop it, "
+                "empty its raft directory and start it again",
+                told_by=reply.me.name,
+            )
+        taken = {m.hello.rpc for m in self._members.values()} | {self._settings.rpc_address}
         for hello in reply.members:
-            if hello.id not in self._members and hello.id != self._settings.id:
+            if hello.id not in self._members and hello.rpc not in taken:
                 # Only heard of: it counts once it has answered itself, but its address is worth a try.
                 self._members[hello.id] = Member(hello, self._clock.monotonic())
 
@@ -177,25 +200,18 @@ class Members:
             return
         if hello.id not in self._members:
             log.info("server joined", name=hello.name, address=hello.rpc, id=hello.id)
-        self._members[hello.id] = Member(hello, self._clock.monotonic())
+        for other in list(self._members.values()):
+            if other.hello.rpc == hello.rpc and other.hello.id != hello.id:
+                # Its place was taken: that host lost its data, and came back as another server.
+                del self._members[other.hello.id]
+        status = GOODBYE if hello.leaving else "alive"
+        self._members[hello.id] = Member(hello, self._clock.monotonic(), status)
 
     async def _maybe_bootstrap(self) -> None:
         if self._core.raft.initialized:
             return
         mine = self._settings.id
-        for member in self._members.values():
-            listed = member.hello.configuration
-            if member.hello.initialized and any(server.id == mine for server in listed):
-                await self._bootstrap(listed)
-                return
-        formed = [m.hello.configuration for m in self._members.values() if m.hello.initialized]
-        if formed and formed[0]:
-            self._warn_of(
-                frozenset(server.id for server in formed[0]),
-                "the cluster was formed without this server, which takes no part in it: "
-                "this version cannot add servers to a formed cluster",
-                members=", ".join(server.name for server in formed[0]),
-            )
+        if any(member.hello.initialized for member in self._members.values()):
             return
         expect = self._settings.bootstrap_expect
         if expect == 0:
@@ -213,7 +229,7 @@ class Members:
             return
         for member in self._members.values():
             hello = member.hello
-            if hello.initialized or hello.expect != expect or set(hello.known) != together:
+            if hello.expect != expect or set(hello.known) != together:
                 return
         listed = [
             ServerAddress(name=h.name, rpc=h.rpc, id=h.id)

@@ -17,7 +17,7 @@ from nomadpy import logs
 from nomadpy.clock import Clock
 from nomadpy.entropy import Entropy
 from nomadpy.metrics import Registry
-from nomadpy.models.calls import ServerAddress
+from nomadpy.models.calls import ServerAddress, Write
 from nomadpy.models.root_key import RootKey
 from nomadpy.pki.keyring import Keyring
 from nomadpy.rpc.caller import Stream
@@ -35,9 +35,11 @@ from nomadpy.server.endpoints.keyring import RootKeys
 from nomadpy.server.endpoints.nodes import NodeAgents, NodeReads, NodeWrites
 from nomadpy.server.endpoints.operator import Operators
 from nomadpy.server.endpoints.pools import Pools
+from nomadpy.server.endpoints.quorum import Quorum
 from nomadpy.server.endpoints.search import Search
 from nomadpy.server.endpoints.variables import Variables
 from nomadpy.server.forward import ConnectedNodes, NodeLink, Router
+from nomadpy.server.leader.autopilot import Autopilot
 from nomadpy.server.leader.duties import LeaderDuties
 from nomadpy.server.members import Members
 from nomadpy.server.query import Queries
@@ -87,6 +89,7 @@ class Server:
         self.duties = LeaderDuties(
             self.core, run_blocking=run_blocking, make_root_key=make_root_key, keyring=keyring
         )
+        self.autopilot = Autopilot(self.core, self.members)
         services = Services(
             self.core, self.router, self.queries, self.duties, self.members, self.nodes, keyring
         )
@@ -106,7 +109,8 @@ class Server:
             RootKeys,
         ):
             endpoints(services)
-        Operators(services, clock.now_ns())
+        Operators(services)
+        Quorum(services, self.autopilot)
         self._leading = asyncio.Event()
         self._following = asyncio.Event()
         self._following.set()
@@ -136,8 +140,21 @@ class Server:
             await self._leading.wait()
             async with asyncio.TaskGroup() as leadership:
                 duties = leadership.create_task(self.duties.run(), name="leader-duties")
+                autopilot = leadership.create_task(self.autopilot.run(), name="autopilot")
                 await self._following.wait()
                 duties.cancel()
+                autopilot.cancel()
+
+    async def leave(self) -> None:
+        """Take this server out of the configuration, so that it may stop for long and come back as the same.
+
+        Raises NomadError when the others do not agree in time; nothing is lost then, and this server stays a member.
+        """
+        if len(self.raft.peers()) < 2:
+            return
+        self.members.leave()
+        await self.members.greet_all()
+        await self.call("Server.Leave", Write(id=self.settings.id))
 
     # -- Caller -----------------------------------------------------------------------------------------
 

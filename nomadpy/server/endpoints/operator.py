@@ -10,15 +10,12 @@ from nomadpy.errors import InvalidRequestError, NotLeaderError
 from nomadpy.fsm import commands
 from nomadpy.models import calls
 from nomadpy.models.envelope import Answer
-from nomadpy.models.gotime import from_ns
 from nomadpy.models.operator import (
     AgentMember,
-    OperatorHealthReply,
     RaftConfiguration,
     RaftServer,
     SchedulerConfigurationResponse,
     SchedulerSetConfigurationResponse,
-    ServerHealth,
 )
 from nomadpy.rpc.dispatch import CallContext
 from nomadpy.server.endpoints.base import Services, done, written
@@ -33,12 +30,11 @@ SERF_PROTOCOL = {"ProtocolMin": 1, "ProtocolMax": 5, "ProtocolCur": 2}
 class Operators:
     """Handlers."""
 
-    def __init__(self, services: Services, started_ns: int) -> None:
+    def __init__(self, services: Services) -> None:
         self._core = services.core
         self._queries = services.queries
         self._members = services.members
         self._duties = services.duties
-        self._started_ns = started_ns
         register = services.router.register
         register("Status.Leader", self.leader)
         register("Status.Peers", self.peers)
@@ -46,7 +42,6 @@ class Operators:
         register("Status.Regions", self.regions)
         register("Operator.RaftConfiguration", self.raft_configuration)
         register("Operator.AutopilotConfiguration", self.autopilot)
-        register("Operator.AutopilotHealth", self.autopilot_health)
         register("Operator.SetAutopilotConfiguration", self.set_autopilot)
         register("Operator.SchedulerConfiguration", self.scheduler)
         register("Operator.SetSchedulerConfiguration", self.set_scheduler)
@@ -89,14 +84,15 @@ class Operators:
             RaftServer(
                 id=server.id,
                 node=f"{server.name}.{region}",
-                address=server.rpc,
+                address=server.address,
                 leader=leader is not None and leader.id == server.id,
-                voter=True,
+                voter=votes,
                 raft_protocol="3",
             )
-            for server in self._members.configuration
+            for server, votes in self._core.raft.peers()
         ]
-        return written(RaftConfiguration(servers=servers, index=0))
+        index = self._core.raft.configuration_index
+        return written(RaftConfiguration(servers=servers, index=index))
 
     # -- autopilot ----------------------------------------------------------------------------------------
 
@@ -116,43 +112,6 @@ class Operators:
             request_id=request.options.request_id,
         )
         return written(applied.value is not False)
-
-    async def autopilot_health(self, _: CallContext, _request: calls.Read) -> Answer:
-        """How the servers are, as this one sees them."""
-        core = self._core
-        raft, leader = core.raft, core.raft.leader
-        servers: list[ServerHealth] = []
-        for listed in self._members.configuration:
-            member = self._members.by_id(listed.id)
-            alive = member is not None and member.status == "alive"
-            hello = member.hello if member is not None else None
-            servers.append(
-                ServerHealth(
-                    id=listed.id,
-                    name=f"{listed.name}.{core.settings.region}",
-                    address=listed.rpc,
-                    serf_status=member.status if member is not None else "failed",
-                    version=hello.version if hello is not None else "",
-                    leader=leader is not None and leader.id == listed.id,
-                    last_contact="0s",
-                    last_term=hello.raft_term if hello is not None else 0,
-                    last_index=hello.raft_index if hello is not None else 0,
-                    healthy=alive,
-                    voter=True,
-                    stable_since=from_ns(self._started_ns),
-                )
-            )
-        healthy = sum(s.healthy for s in servers)
-        quorum = len(servers) // 2 + 1
-        return written(
-            OperatorHealthReply(
-                healthy=healthy == len(servers) and raft.leader is not None,
-                failure_tolerance=max(0, healthy - quorum),
-                servers=servers,
-                leader=leader.id if leader is not None else "",
-                voters=[s.id for s in servers],
-            )
-        )
 
     # -- scheduler ----------------------------------------------------------------------------------------
 
