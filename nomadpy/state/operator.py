@@ -42,6 +42,9 @@ def upsert_root_key(tx: Transaction, key: RootKey, *, full: bool = False) -> Non
     full: all others that are not about to become active are rekeying: what they encrypted is encrypted anew.
     """
     existing = tx.root_key(key.key_id)
+    if key.state not in ("active", "prepublished") and not key.retired_time:
+        # When it was retired is not known; from now on is late enough.
+        key = msgspec.structs.replace(key, retired_time=tx.now_ns)
     key = msgspec.structs.replace(
         key,
         create_index=tx.index if existing is None else existing.create_index,

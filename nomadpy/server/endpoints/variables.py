@@ -227,7 +227,8 @@ class Variables:
         items = self._keyring.decrypt(
             self._keyring.open(key), variable.namespace, variable.path, variable.sealed
         )
-        return Variable(**_shared(variable), lock=lock, items=items)
+        # An empty map is left out, as Go leaves it out.
+        return Variable(**_shared(variable), lock=lock, items=items or None)
 
 
 # -- rules ----------------------------------------------------------------------------------------------

@@ -49,7 +49,10 @@ class KeyRotation:
     async def new_key(self, *, state: KeyState = "active", publish_time: int = 0) -> RootKey:
         """Make a root key and wrap it; nothing is stored."""
         key = msgspec.structs.replace(
-            await self._make_root_key(), state=state, publish_time=publish_time
+            await self._make_root_key(),
+            state=state,
+            publish_time=publish_time,
+            create_time=self._core.clock.now_ns(),
         )
         return self._keyring.wrap(key, self._core.entropy)
 
