@@ -13,6 +13,7 @@ from nomadpy.jobspec.faults import format_errors, format_warnings
 from nomadpy.jobspec.validate import validate, warnings
 from nomadpy.models.envelope import DEFAULT_NAMESPACE
 from nomadpy.models.job import Job
+from nomadpy.server.not_yet import without_effect
 from nomadpy.server.settings import ServerSettings
 from nomadpy.state.store import Snapshot
 
@@ -51,4 +52,4 @@ def admit(
         raise ValidationError(
             format_errors([f'job "{job.id}" is in nonexistent node pool "{job.node_pool}"'])
         )
-    return Admitted(job, format_warnings(warnings(job)))
+    return Admitted(job, format_warnings([*warnings(job), *without_effect(job)]))
