@@ -43,6 +43,9 @@ class GroupAsk:
         self.cores = sum(task.resources.cores for task in self._tasks if task.resources)
         # Without cores every node is asked for the same.
         self._plain = None if self.cores else self._amount(0)
+        # Two asks with equal signatures take the same from every node. With cores, only their presence is told.
+        plain = self._plain
+        self.signature = None if plain is None else (plain.cpu, plain.memory_mb, plain.disk_mb)
         individual = (
             self._network
             or self.cores

@@ -1,6 +1,6 @@
 """The nodes of one scheduling pass, with what is used on each as the pass plans stops and placements.
 
-Belongs to one pass and changes with it. Every change is noted in `log`, so that the placers of several groups each
+Belongs to one pass and changes with it, while the node table that it is laid over stays. Every change is noted in `log`, so that the placers of several groups each
 refresh only the nodes that changed since they last looked.
 """
 
@@ -11,20 +11,14 @@ from typing import NamedTuple
 
 from nomadpy.models.allocation import Allocation
 from nomadpy.models.node import Node
-from nomadpy.scheduler.fit import (
-    Amount,
-    Capacity,
-    capacity,
-    client_terminal,
-    server_terminal,
-    usage,
-)
+from nomadpy.scheduler.fit import Amount, Capacity, client_terminal, server_terminal, usage
+from nomadpy.scheduler.node_table import NodeRow, NodeTable, NodeView
 from nomadpy.scheduler.ports import NodePorts
 from nomadpy.scheduler.snapshot import Snapshot
 
 
 class Change(NamedTuple):
-    """An allocation came to a node (1) or left it (-1). place: the node's index in `Cluster.states`, or -1."""
+    """An allocation came to a node (1) or left it (-1). place: the node's place in the view, or -1."""
 
     place: int
     node: Node
@@ -32,58 +26,14 @@ class Change(NamedTuple):
     by: int
 
 
-class NodeUsage:
-    """What the live allocations of a node take, summed once for an unchanged list of allocations."""
-
-    __slots__ = ("allocs", "amount", "have", "live", "node", "stopping")
-
-    def __init__(self, node: Node, allocs: list[Allocation]) -> None:
-        self.node = node
-        self.allocs = allocs
-        self.have = capacity(node)
-        self.live: list[Allocation] = []
-        self.stopping: list[Allocation] = []
-        cpu = memory = disk = 0
-        for alloc in allocs:
-            if client_terminal(alloc):
-                continue
-            if server_terminal(alloc):
-                self.stopping.append(alloc)
-                continue
-            self.live.append(alloc)
-            amount = usage(alloc)
-            cpu += amount.cpu
-            memory += amount.memory_mb
-            disk += amount.disk_mb
-        self.amount = (cpu, memory, disk)
-
-
-class UsageCache:
-    """Sums per node, kept between passes. Only a speed-up: a node or list that differs is summed anew."""
-
-    def __init__(self) -> None:
-        self._known: dict[str, NodeUsage] = {}
-
-    def get(self, node: Node, allocs: list[Allocation]) -> NodeUsage:
-        """Return the sums of the node with these allocations."""
-        known = self._known.get(node.id)
-        if known is None or known.node is not node or known.allocs != allocs:
-            known = self._known[node.id] = NodeUsage(node, allocs)
-        return known
-
-    def keep_only(self, node_ids: set[str]) -> None:
-        """Forget nodes that are gone."""
-        for node_id in self._known.keys() - node_ids:
-            del self._known[node_id]
-
-
 class NodeState:
     """One node in a pass: capacity, what is used, and how many allocations of the job each group has there."""
 
     __slots__ = (
-        "_live",
+        "_came",
         "_ports",
-        "_usage",
+        "_table",
+        "_went",
         "count",
         "cpu",
         "disk_mb",
@@ -94,31 +44,27 @@ class NodeState:
         "node",
     )
 
-    def __init__(self, index: int, use: NodeUsage) -> None:
+    def __init__(self, index: int, row: NodeRow, table: NodeTable) -> None:
         self.index = index
-        self.node = use.node
-        self.have: Capacity = use.have
-        self.cpu, self.memory_mb, self.disk_mb = use.amount
-        self.count = len(use.live)
+        self.node = row.node
+        self.have: Capacity = row.have
+        self.cpu, self.memory_mb, self.disk_mb = row.cpu, row.memory_mb, row.disk_mb
+        self.count = row.count
         self.groups: dict[str, int] = {}
-        self._usage = use
-        self._live: dict[str, Allocation] | None = None
+        self._table = table
+        self._came: dict[str, Allocation] = {}
+        self._went: set[str] = set()
         self._ports: NodePorts | None = None
-
-    def live(self) -> dict[str, Allocation]:
-        """The allocations that count on the node, by id."""
-        if self._live is None:
-            self._live = {alloc.id: alloc for alloc in self._usage.live}
-        return self._live
 
     def ports(self) -> NodePorts:
         """The node's ports as they are now; assigning takes from it."""
         if self._ports is None:
             self._ports = NodePorts(self.node)
-            for alloc in self.live().values():
-                self._ports.add(alloc)
-            for alloc in self._usage.stopping:
-                self._ports.add_stopping(alloc)
+            for alloc in self._present():
+                if not server_terminal(alloc):
+                    self._ports.add(alloc)
+                else:
+                    self._ports.add_stopping(alloc)
         return self._ports
 
     def forget_ports(self) -> None:
@@ -128,8 +74,9 @@ class NodeState:
     def free_cores(self) -> list[int]:
         """The ids of cores that no allocation holds, ascending."""
         taken: set[int] = set()
-        for alloc in self.live().values():
-            taken |= usage(alloc).cores
+        for alloc in self._present():
+            if not server_terminal(alloc):
+                taken |= usage(alloc).cores
         return sorted(self.have.cores - taken)
 
     def change(self, alloc: Allocation, amount: Amount, by: int) -> None:
@@ -139,30 +86,43 @@ class NodeState:
         self.disk_mb += by * amount.disk_mb
         self.count += by
         if by > 0:
-            self.live()[alloc.id] = alloc
+            self._came[alloc.id] = alloc
+            self._went.discard(alloc.id)
         else:
-            del self.live()[alloc.id]
+            self._came.pop(alloc.id, None)
+            self._went.add(alloc.id)
             self._ports = None
+
+    def _present(self) -> list[Allocation]:
+        """What runs on the node, or has yet to exit."""
+        known = [
+            alloc
+            for alloc in self._table.allocs(self.node.id)
+            if not client_terminal(alloc)
+            and alloc.id not in self._went
+            and alloc.id not in self._came
+        ]
+        return [*known, *self._came.values()]
 
 
 class Cluster:
-    """The ready nodes of a job, by id, and the job's live allocations."""
+    """The ready nodes of a job, by id, and the job's live allocations. States are made for the nodes that are asked for."""
 
     def __init__(
         self,
         snapshot: Snapshot,
-        nodes: Iterable[Node],
+        table: NodeTable,
+        view: NodeView,
         job_allocs: Iterable[Allocation],
-        cache: UsageCache,
     ) -> None:
         self._snapshot = snapshot
-        self._cache = cache
+        self._table = table
+        self.view = view
         self.log: list[Change] = []
-        self.states = [NodeState(index, self._use(node)) for index, node in enumerate(nodes)]
-        self._by_id = {state.node.id: state for state in self.states}
+        self._states: dict[int, NodeState] = {}
         self.job_allocs: dict[str, tuple[Node, str]] = {}
         for alloc in job_allocs:
-            state = self._by_id.get(alloc.node_id)
+            state = self.get(alloc.node_id)
             node = state.node if state else snapshot.node(alloc.node_id)
             if node is None:
                 continue
@@ -170,18 +130,22 @@ class Cluster:
             if state is not None:
                 state.groups[alloc.task_group] = state.groups.get(alloc.task_group, 0) + 1
 
+    def state(self, index: int) -> NodeState:
+        """The state of the node at a place of the view."""
+        found = self._states.get(index)
+        if found is None:
+            found = NodeState(index, self.view.rows[index], self._table)
+            self._states[index] = found
+        return found
+
     def get(self, node_id: str) -> NodeState | None:
         """The state of a ready node."""
-        return self._by_id.get(node_id)
+        index = self.view.place.get(node_id)
+        return None if index is None else self.state(index)
 
-    def any_node(self, node_id: str) -> NodeState | None:
-        """The state of a node that need not be ready; a fresh one when it is not."""
-        state = self._by_id.get(node_id)
-        if state is None:
-            node = self._snapshot.node(node_id)
-            if node is not None:
-                state = NodeState(-1, self._use(node))
-        return state
+    def touched(self) -> list[int]:
+        """Places, ascending, of all nodes that may differ from what the view says of them."""
+        return sorted(self._states)
 
     def place(self, state: NodeState, alloc: Allocation, amount: Amount) -> None:
         """Count a new allocation on a node."""
@@ -196,11 +160,10 @@ class Cluster:
         if held is None:
             return
         node, group = held
-        state = self._by_id.get(node.id)
+        state = self.get(node.id)
         if state is not None:
             state.groups[group] -= 1
-            if alloc.id in state.live():
-                state.change(alloc, usage(alloc), -1)
+            state.change(alloc, usage(alloc), -1)
         self.log.append(Change(state.index if state else -1, node, group, -1))
 
     def restore(self, alloc: Allocation) -> None:
@@ -208,13 +171,10 @@ class Cluster:
         node = self._snapshot.node(alloc.node_id)
         if node is None:
             return
-        state = self._by_id.get(node.id)
+        state = self.get(node.id)
         self.job_allocs[alloc.id] = (node, alloc.task_group)
         if state is not None:
             state.groups[alloc.task_group] = state.groups.get(alloc.task_group, 0) + 1
             state.change(alloc, usage(alloc), 1)
             state.forget_ports()
         self.log.append(Change(state.index if state else -1, node, alloc.task_group, 1))
-
-    def _use(self, node: Node) -> NodeUsage:
-        return self._cache.get(node, list(self._snapshot.allocs_by_node(node.id)))

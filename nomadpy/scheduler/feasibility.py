@@ -119,6 +119,13 @@ class Feasibility:
         self.eligibility: dict[str, bool] = {}
         self.escaped = wanted.escaped
 
+    def copy(self) -> Feasibility:
+        """The same answers so far; what either learns from now on is its own."""
+        twin = Feasibility(self._wanted)
+        twin._by_class = dict(self._by_class)
+        twin.eligibility = dict(self.eligibility)
+        return twin
+
     def problem(self, node: Node) -> str:
         """Return why the node may not run the group, or ""."""
         found = self._node_problem(node) or self._constraint_problem(node)

@@ -230,27 +230,24 @@ def plan_fits_node(snapshot: Snapshot, plan: Plan, node_id: str) -> tuple[bool, 
         [alloc for alloc in plan.placements if alloc.node_id == node_id],
         [stop for stop in plan.stops if stop.node_id == node_id],
     )
-    return node_plan_fits(snapshot, wanted, node_id)
+    return node_plan_fits(snapshot.node(node_id), snapshot.allocs_by_node(node_id), wanted)
 
 
-def node_plan_fits(snapshot: Snapshot, wanted: NodePlan, node_id: str) -> tuple[bool, str]:
-    """Whether `wanted` still holds on the node as the snapshot has it; the reason when not.
+def node_plan_fits(
+    node: Node | None, allocs: Iterable[Allocation], wanted: NodePlan
+) -> tuple[bool, str]:
+    """Whether `wanted` still holds on the node with these allocations; the reason when not.
 
     Stops always hold. Updates of allocations that the node already has do not need it to take new ones.
     """
     if not wanted.placements:
         return True, ""
-    node = snapshot.node(node_id)
     if node is None:
         return False, "node does not exist"
-    present = {alloc.id: alloc for alloc in snapshot.allocs_by_node(node_id) if not terminal(alloc)}
-    if any(alloc.id not in present for alloc in wanted.placements):
-        if node.status != "ready":
-            return False, "node is not ready for placements"
-        if draining(node):
-            return False, "node is draining"
-        if node.scheduling_eligibility == "ineligible":
-            return False, "node is not eligible"
+    present = {alloc.id: alloc for alloc in allocs if not terminal(alloc)}
+    refused = not_ready(node)
+    if refused and any(alloc.id not in present for alloc in wanted.placements):
+        return False, refused
     for stop in wanted.stops:
         if stop.desired_status != "run":
             present.pop(stop.alloc_id, None)
@@ -258,3 +255,14 @@ def node_plan_fits(snapshot: Snapshot, wanted: NodePlan, node_id: str) -> tuple[
         present[alloc.id] = alloc
     result = allocs_fit(node, present.values())
     return result.ok, result.dimension
+
+
+def not_ready(node: Node) -> str:
+    """Return why the node takes no new allocations, or ""."""
+    if node.status != "ready":
+        return "node is not ready for placements"
+    if draining(node):
+        return "node is draining"
+    if node.scheduling_eligibility == "ineligible":
+        return "node is not eligible"
+    return ""

@@ -1,14 +1,15 @@
 """Choose a node for each allocation of one task group, the best of all nodes every time.
 
-Every feasible node is scored once; after that only nodes that changed are scored again, so placing a thousand
-allocations on a thousand nodes costs a thousand heap operations and not a million scores. Ports and cores are looked
-at for the chosen node only; a node that lacks them is set aside and the next best is taken.
+How the nodes stand for the group's ask is kept from pass to pass (standing.py); a pass lays over it what its own stops
+and placements and the job's other allocations change, and scores only those nodes. Ports and cores are looked at for
+the chosen node only; a node that lacks them is set aside and the next best is taken.
 """
 
 from __future__ import annotations
 
-import heapq
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from heapq import merge
+from itertools import islice
 
 import msgspec
 
@@ -20,8 +21,9 @@ from nomadpy.models.resources import Resources
 from nomadpy.scheduler.ask import Grant, GroupAsk
 from nomadpy.scheduler.cluster import Cluster, NodeState
 from nomadpy.scheduler.distinct import DistinctRules, SpreadScore
-from nomadpy.scheduler.feasibility import Feasibility, ReadyNodes, affinity_score, requirements
+from nomadpy.scheduler.feasibility import requirements
 from nomadpy.scheduler.fit import first_shortage
+from nomadpy.scheduler.order import Order
 from nomadpy.scheduler.ports import NoPortError
 from nomadpy.scheduler.ranking import (
     ALLOCATION_SPREAD,
@@ -31,9 +33,9 @@ from nomadpy.scheduler.ranking import (
     RESCHEDULE_PENALTY,
     anti_affinity,
     combine,
-    empty_score,
-    pack_score,
 )
+from nomadpy.scheduler.refusals import Refusals, summed
+from nomadpy.scheduler.standing import Wanted, standing
 
 _TOP_SCORES = 5
 
@@ -52,54 +54,55 @@ class GroupPlacer:
     def __init__(
         self,
         cluster: Cluster,
-        ready: ReadyNodes,
         job: Job,
         group: TaskGroup,
         config: SchedulerConfiguration,
         entropy: Entropy,
     ) -> None:
         self._cluster = cluster
-        self._ready = ready
         self._job = job
         self._group = group
         self._entropy = entropy
         self.ask = GroupAsk(group, oversubscribe=config.memory_oversubscription_enabled)
-        self._pack = empty_score if config.scheduler_algorithm == "spread" else pack_score
         self._distinct = DistinctRules(job, group)
         self._spread = SpreadScore(job, group)
-        affinities = (*(job.affinities or ()), *(group.affinities or ()))
-        for task in group.tasks or ():
-            affinities = (*affinities, *(task.affinities or ()))
-        self._affinities = affinities
         for node, name in cluster.job_allocs.values():
             self._distinct.count(node, name, 1)
             self._spread.count(node, name, 1)
 
-        self.feasibility = Feasibility(requirements(job, group))
-        self._filtered = Refusals()
-        self._exhausted = Refusals()
+        affinities = [*(job.affinities or ()), *(group.affinities or ())]
+        for task in group.tasks or ():
+            affinities.extend(task.affinities or ())
+        wanted = Wanted(
+            requirements(job, group), tuple(affinities), config.scheduler_algorithm, self.ask
+        )
+        known = standing(cluster.view, wanted)
+        self._pack = wanted.pack
+        self.feasibility = known.feasibility.copy()
+        self._filtered = known.filtered
+        self._affinity = known.affinity
         self._excluded = Refusals()
         self._penalised: frozenset[int] = frozenset()
-        self._affinity: dict[int, float] = {}
-        # A heap entry (-score, node index, stamp) counts while its stamp is the node's newest.
-        self._stamps = [0] * len(cluster.states)
-        self._heap: list[tuple[float, int, int]] = []
-        # With spread blocks every placement moves the score of all nodes that share a property. Then the heap is made
+        # The standing speaks for the places that are not in `_moved`, `_own` for those that are.
+        self._moved: set[int] = set()
+        self._own = Order()
+        self._passed = 0  # how many of the standing's keys, from the best on, have been moved
+        # With spread blocks every placement moves the score of all nodes that share a property. Then the order is made
         # anew for each choice, from the parts that stay: their sum, how many they are, the node's properties.
         self._standing: dict[int, tuple[float, int, tuple[str | None, ...]]] = {}
         self._log_position = len(cluster.log)
-        for state in cluster.states:
-            problem = self.feasibility.problem(state.node)
-            if problem:
-                self._filtered.add(state, problem)
-                continue
-            if affinities:
-                self._affinity[state.index] = affinity_score(affinities, state.node)
-            self._refresh(state.index)
-
-    def feasible(self, state: NodeState) -> bool:
-        """Whether the node may run the group at all, room aside."""
-        return not self.feasibility.problem(state.node)
+        if self._spread or self._distinct.limits or self.ask.cores:
+            # What stands in the way of one node may depend on any other, or on what runs there.
+            self._base: list[tuple[float, int]] = []
+            self._exhausted = Refusals()
+            own = known.feasible
+        else:
+            self._base = known.order.keys
+            self._exhausted = Refusals(known.exhausted)
+            own = cluster.touched()
+        for index in own:
+            if not self._filtered.reason(index):
+                self._refresh(index)
 
     def select(self, penalties: Collection[str] = (), preferred: str = "") -> Choice | None:
         """Return the best node that has room, or None.
@@ -132,10 +135,10 @@ class GroupPlacer:
         index = state.index
         problem = self._distinct.problem(state.node, state.groups) if self._distinct else ""
         if problem:
-            self._excluded.add(state, problem)
+            self._excluded.add(index, state.node, problem)
             self._retire(index)
             return None
-        if index in self._filtered.reasons or index in self._exhausted.reasons:
+        if self._filtered.reason(index) or self._exhausted.reason(index):
             return None
         grant = self._grant(state)
         if grant is None:
@@ -155,23 +158,24 @@ class GroupPlacer:
             (filtered, self._excluded),
             (exhausted, self._exhausted),
         ):
-            if state.index in theirs.reasons:
-                mine.add(state, theirs.reasons[state.index])
+            reason = theirs.reason(state.index)
+            if reason:
+                mine.add(state.index, state.node, reason)
         return self._metric_of(1, [filtered], exhausted, None)
 
     def is_exhausted(self, state: NodeState) -> bool:
         """Whether the node may run the group but lacked room when last looked at."""
-        return state.index in self._exhausted.reasons
+        return bool(self._exhausted.reason(state.index))
 
     def _select_best(self) -> Choice | None:
         while True:
             index = self._best()
             if index is None:
                 return None
-            state = self._cluster.states[index]
+            state = self._cluster.state(index)
             problem = self._distinct.problem(state.node, state.groups) if self._distinct else ""
             if problem:
-                self._excluded.add(state, problem)
+                self._excluded.add(index, state.node, problem)
                 self._retire(index)
                 continue
             grant = self._grant(state)
@@ -183,44 +187,39 @@ class GroupPlacer:
         try:
             return self.ask.grant(state, self._entropy)
         except NoPortError as shortage:
-            self._exhausted.add(state, str(shortage))
+            self._exhausted.add(state.index, state.node, str(shortage))
             self._retire(state.index)
             return None
 
     def _best(self) -> int | None:
         """The index of the best node that still stands, or None."""
         if self._spread:
-            boosts: dict[tuple[str | None, ...], float] = {}
-            for _, _, values in self._standing.values():
-                if values not in boosts:
-                    boosts[values] = self._spread.score(values)
-            self._heap = []
-            for index, (total, parts, values) in self._standing.items():
-                boost = boosts[values]
-                score = (total + boost) / (parts + 1) if boost else total / parts
-                self._heap.append((-score, index, self._stamps[index]))
-            heapq.heapify(self._heap)
-        heap = self._heap
-        while heap:
-            _, index, stamp = heap[0]
-            if self._stamps[index] == stamp:
-                return index
-            heapq.heappop(heap)
-        return None
+            self._own = self._spread_order()
+        best = next(self._top_keys(1), None)
+        return None if best is None else best[1]
+
+    def _spread_order(self) -> Order:
+        boosts: dict[tuple[str | None, ...], float] = {}
+        scores: list[tuple[int, float]] = []
+        for index, (total, parts, values) in self._standing.items():
+            boost = boosts.get(values)
+            if boost is None:
+                boost = boosts[values] = self._spread.score(values)
+            scores.append((index, (total + boost) / (parts + 1) if boost else total / parts))
+        return Order(scores)
 
     def _top(self) -> list[tuple[float, int]]:
-        """The best few nodes in order, read from the heap without disturbing it."""
-        heap = self._heap
-        found: list[tuple[float, int]] = []
-        border = [(heap[0], 0)] if heap else []
-        while border and len(found) < _TOP_SCORES:
-            (negative, index, stamp), place = heapq.heappop(border)
-            if self._stamps[index] == stamp:
-                found.append((-negative, index))
-            for child in (2 * place + 1, 2 * place + 2):
-                if child < len(heap):
-                    heapq.heappush(border, (heap[child], child))
-        return found
+        """The best few nodes in order."""
+        return [(-negative, index) for negative, index in self._top_keys(_TOP_SCORES)]
+
+    def _top_keys(self, number: int) -> Iterator[tuple[float, int]]:
+        """The first keys of the standing's nodes that have not moved and of those that have, as one order."""
+        base, moved = self._base, self._moved
+        while self._passed < len(base) and base[self._passed][1] in moved:
+            self._passed += 1
+        unmoved = (key for key in islice(base, self._passed, None) if key[1] not in moved)
+        ours = self._own.keys[:number]
+        return islice(merge(islice(unmoved, number), ours), number)
 
     def _catch_up(self) -> None:
         """Refresh the nodes that changed since the last look."""
@@ -237,47 +236,39 @@ class GroupPlacer:
             self._spread.count(change.node, change.group, change.by)
         self._log_position = len(log)
         if freed:
-            changed.update(self._excluded.reasons)
+            changed.update(self._excluded.places())
         for index in sorted(changed):
-            if index >= 0 and index not in self._filtered.reasons:
+            if index >= 0 and not self._filtered.reason(index):
                 self._refresh(index)
 
     def _refresh(self, index: int) -> None:
         """Score a node anew, or set it aside when the group no longer fits."""
-        self._retire(index)
-        state = self._cluster.states[index]
-        self._exhausted.discard(state)
-        self._excluded.discard(state)
+        state = self._cluster.state(index)
+        self._exhausted.discard(index, state.node)
+        self._excluded.discard(index, state.node)
         if self._distinct:
             problem = self._distinct.problem(state.node, state.groups)
             if problem:
-                self._excluded.add(state, problem)
+                self._excluded.add(index, state.node, problem)
+                self._retire(index)
                 return
         shortage = self._shortage(state)
         if shortage:
-            self._exhausted.add(state, shortage)
+            self._exhausted.add(index, state.node, shortage)
+            self._retire(index)
             return
+        self._moved.add(index)
         if self._spread:
             parts = self._parts(index)
             del parts[ALLOCATION_SPREAD]
             counted = 1 + sum(1 for name, value in parts.items() if value and name != BINPACK)
             self._standing[index] = (sum(parts.values()), counted, self._spread.values(state.node))
         else:
-            self._push(index)
-
-    def _push(self, index: int) -> None:
-        """Enter a node's new score. Old entries are dropped where that is cheap: below a root that keeps getting better
-        they would pile up, and every look at the best few would wade through them."""
-        heap = self._heap
-        while heap and self._stamps[heap[0][1]] != heap[0][2]:
-            heapq.heappop(heap)
-        if len(heap) > 2 * len(self._stamps) + 64:
-            heap[:] = [entry for entry in heap if self._stamps[entry[1]] == entry[2]]
-            heapq.heapify(heap)
-        heapq.heappush(heap, (-self._score(index), index, self._stamps[index]))
+            self._own.put(index, self._score(index))
 
     def _retire(self, index: int) -> None:
-        self._stamps[index] += 1
+        self._moved.add(index)
+        self._own.discard(index)
         self._standing.pop(index, None)
 
     def _shortage(self, state: NodeState) -> str:
@@ -296,7 +287,7 @@ class GroupPlacer:
 
     def _score(self, index: int) -> float:
         """The average of the parts; `_parts` names them, this is the same without names for speed."""
-        state = self._cluster.states[index]
+        state = self._cluster.state(index)
         amount, have = self.ask.amount(state.have), state.have
         total = self._pack(
             state.cpu + amount.cpu, state.memory_mb + amount.memory_mb, have.cpu, have.memory_mb
@@ -307,7 +298,7 @@ class GroupPlacer:
         return combine(self._parts(index))
 
     def _parts(self, index: int) -> dict[str, float]:
-        state = self._cluster.states[index]
+        state = self._cluster.state(index)
         amount, have = self.ask.amount(state.have), state.have
         parts = {
             BINPACK: self._pack(
@@ -324,15 +315,13 @@ class GroupPlacer:
         return parts
 
     def _metrics(self, top: list[tuple[float, int]]) -> AllocationMetric:
-        states = self._cluster.states
+        rows = self._cluster.view.rows
         scores = [
-            NodeScoreMeta(
-                node_id=states[index].node.id, scores=self._parts(index), norm_score=score
-            )
+            NodeScoreMeta(node_id=rows[index].node.id, scores=self._parts(index), norm_score=score)
             for score, index in top
         ]
         return self._metric_of(
-            len(states), [self._filtered, self._excluded], self._exhausted, scores or None
+            len(rows), [self._filtered, self._excluded], self._exhausted, scores or None
         )
 
     def _metric_of(
@@ -342,17 +331,17 @@ class GroupPlacer:
         exhausted: Refusals,
         scores: list[NodeScoreMeta] | None,
     ) -> AllocationMetric:
-        dimensions = _sum([exhausted.by_reason])
+        dimensions = summed([exhausted.by_reason])
         return AllocationMetric(
             nodes_evaluated=evaluated,
-            nodes_filtered=sum(len(refused.reasons) for refused in filtered),
-            nodes_in_pool=self._ready.in_pool,
+            nodes_filtered=sum(refused.count for refused in filtered),
+            nodes_in_pool=self._cluster.view.in_pool,
             node_pool=self._job.node_pool,
-            nodes_available=self._ready.by_datacenter,
-            class_filtered=_sum([refused.by_class for refused in filtered]),
-            constraint_filtered=_sum([refused.by_reason for refused in filtered]),
-            nodes_exhausted=len(exhausted.reasons),
-            class_exhausted=_sum([exhausted.by_class]),
+            nodes_available=self._cluster.view.by_datacenter,
+            class_filtered=summed([refused.by_class for refused in filtered]),
+            constraint_filtered=summed([refused.by_reason for refused in filtered]),
+            nodes_exhausted=exhausted.count,
+            class_exhausted=summed([exhausted.by_class]),
             dimension_exhausted=dimensions,
             resources_exhausted=self._resources_exhausted(dimensions),
             score_meta_data=scores,
@@ -373,38 +362,3 @@ class GroupPlacer:
             for task in self._group.tasks or ()
             if task.resources is not None
         }
-
-
-class Refusals:
-    """Nodes that were refused and why, counted by reason and by node class as metrics tell it."""
-
-    def __init__(self) -> None:
-        self.reasons: dict[int, str] = {}
-        self.by_reason: dict[str, int] = {}
-        self.by_class: dict[str, int] = {}
-
-    def add(self, state: NodeState, reason: str) -> None:
-        """Note a refusal; an earlier one of the same node is replaced."""
-        self.discard(state)
-        self.reasons[state.index] = reason
-        self._count(state, reason, 1)
-
-    def discard(self, state: NodeState) -> None:
-        """Forget the refusal of a node, if any."""
-        reason = self.reasons.pop(state.index, None)
-        if reason is not None:
-            self._count(state, reason, -1)
-
-    def _count(self, state: NodeState, reason: str, by: int) -> None:
-        self.by_reason[reason] = self.by_reason.get(reason, 0) + by
-        if state.node.node_class:
-            self.by_class[state.node.node_class] = self.by_class.get(state.node.node_class, 0) + by
-
-
-def _sum(tallies: list[dict[str, int]]) -> dict[str, int] | None:
-    counts: dict[str, int] = {}
-    for tally in tallies:
-        for word, number in tally.items():
-            if number:
-                counts[word] = counts.get(word, 0) + number
-    return counts or None

@@ -7,6 +7,10 @@ they are not zero. Not here: whether the node can run it (feasibility.py, fit.py
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+
+PackScore = Callable[[int, int, int, int], float]
+"""cpu and memory used, cpu and memory in all, to a score from 0 to 1."""
 
 BINPACK = "binpack"
 JOB_ANTI_AFFINITY = "job-anti-affinity"

@@ -15,17 +15,17 @@ from nomadpy.models.job import Job, TaskGroup
 from nomadpy.models.plan import AllocStop
 from nomadpy.scheduler.alloc_sets import ACTIVE_DEPLOYMENT
 from nomadpy.scheduler.ask import GroupAsk
-from nomadpy.scheduler.cluster import Cluster, UsageCache
+from nomadpy.scheduler.cluster import Cluster
 from nomadpy.scheduler.conclude import Outcome, conclude, new_allocation
 from nomadpy.scheduler.decision import Decision
 from nomadpy.scheduler.feasibility import (
     ALL_POOL,
     Feasibility,
     in_datacenters,
-    ready_nodes,
     requirements,
 )
 from nomadpy.scheduler.fit import terminal
+from nomadpy.scheduler.node_table import NodeTable
 from nomadpy.scheduler.placement import Choice, GroupPlacer
 from nomadpy.scheduler.reconcile_groups import UPDATING, GroupReconciler, Placement, Reconciled
 from nomadpy.scheduler.reschedule import extended_tracker, penalty_nodes
@@ -39,7 +39,7 @@ def schedule_groups(
     *,
     now_ns: int,
     entropy: Entropy,
-    cache: UsageCache,
+    table: NodeTable,
     dry_run: bool,
 ) -> Decision:
     """Return what to do about a service or batch job."""
@@ -64,7 +64,7 @@ def schedule_groups(
         queued={group.name: 0 for group in (job.task_groups or () if job and not job.stop else ())},
     )
     if job is not None and not job.stop:
-        _GroupPass(evaluation, snapshot, job, allocs, wanted, outcome, now_ns, entropy, cache).run()
+        _GroupPass(evaluation, snapshot, job, allocs, wanted, outcome, now_ns, entropy, table).run()
     return conclude(
         evaluation, snapshot, job, outcome, now_ns=now_ns, entropy=entropy, dry_run=dry_run
     )
@@ -103,7 +103,7 @@ class _GroupPass:
         outcome: Outcome,
         now_ns: int,
         entropy: Entropy,
-        cache: UsageCache,
+        table: NodeTable,
     ) -> None:
         self._evaluation = evaluation
         self._snapshot = snapshot
@@ -113,7 +113,7 @@ class _GroupPass:
         self._outcome = outcome
         self._now_ns = now_ns
         self._entropy = entropy
-        self._cache = cache
+        self._table = table
         self._config = effective_config(snapshot, job)
         self._placers: dict[str, GroupPlacer] = {}
 
@@ -152,9 +152,8 @@ class _GroupPass:
             self._outcome.placements.append(changed)
 
     def _place_all(self) -> None:
-        ready = ready_nodes(self._snapshot, self._job)
         live = [alloc for alloc in self._allocs if not terminal(alloc)]
-        cluster = Cluster(self._snapshot, ready.nodes, live, self._cache)
+        cluster = Cluster(self._snapshot, self._table, self._table.view(self._job), live)
         by_id = {alloc.id: alloc for alloc in live}
         for stop in self._wanted.stops:
             if stop.desired_status != "run" and stop.alloc_id in by_id:
@@ -164,7 +163,7 @@ class _GroupPass:
             placer = self._placers.get(place.group.name)
             if placer is None:
                 placer = self._placers[place.group.name] = GroupPlacer(
-                    cluster, ready, self._job, place.group, self._config, self._entropy
+                    cluster, self._job, place.group, self._config, self._entropy
                 )
             self._place(cluster, placer, place)
         for name in self._outcome.failed:

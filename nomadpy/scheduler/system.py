@@ -14,11 +14,12 @@ from nomadpy.models.job import Job, TaskGroup
 from nomadpy.models.node import Node
 from nomadpy.models.plan import AllocStop
 from nomadpy.scheduler.ask import GroupAsk
-from nomadpy.scheduler.cluster import Cluster, NodeState, UsageCache
+from nomadpy.scheduler.cluster import Cluster, NodeState
 from nomadpy.scheduler.conclude import Outcome, conclude, new_allocation
 from nomadpy.scheduler.decision import Decision, follow_up
-from nomadpy.scheduler.feasibility import in_datacenters, ready_nodes
+from nomadpy.scheduler.feasibility import in_datacenters
 from nomadpy.scheduler.fit import terminal
+from nomadpy.scheduler.node_table import NodeTable
 from nomadpy.scheduler.placement import GroupPlacer
 from nomadpy.scheduler.reconcile_groups import UPDATING
 from nomadpy.scheduler.reconcile_nodes import NodeWork, reconcile_nodes
@@ -34,7 +35,7 @@ def schedule_nodes(
     *,
     now_ns: int,
     entropy: Entropy,
-    cache: UsageCache,
+    table: NodeTable,
     dry_run: bool,
 ) -> Decision:
     """Return what to do about a system or sysbatch job."""
@@ -44,7 +45,7 @@ def schedule_nodes(
         updates={},
         queued={group.name: 0 for group in (job.task_groups or () if job and not job.stop else ())},
     )
-    _NodePass(evaluation, snapshot, job, allocs, outcome, now_ns, entropy, cache).run()
+    _NodePass(evaluation, snapshot, job, allocs, outcome, now_ns, entropy, table).run()
     return conclude(
         evaluation, snapshot, job, outcome, now_ns=now_ns, entropy=entropy, dry_run=dry_run
     )
@@ -62,7 +63,7 @@ class _NodePass:
         outcome: Outcome,
         now_ns: int,
         entropy: Entropy,
-        cache: UsageCache,
+        table: NodeTable,
     ) -> None:
         self._evaluation = evaluation
         self._snapshot = snapshot
@@ -71,7 +72,7 @@ class _NodePass:
         self._outcome = outcome
         self._now_ns = now_ns
         self._entropy = entropy
-        self._cache = cache
+        self._table = table
 
     def run(self) -> None:
         """Fill the outcome."""
@@ -83,12 +84,12 @@ class _NodePass:
             self._stop(work)
             self._annotate(work, {}, {})
             return
-        ready = ready_nodes(self._snapshot, job)
         live = [alloc for alloc in self._allocs if not terminal(alloc)]
-        cluster = Cluster(self._snapshot, ready.nodes, live, self._cache)
+        view = self._table.view(job)
+        cluster = Cluster(self._snapshot, self._table, view, live)
         config = effective_config(self._snapshot, job)
         placers = {
-            group.name: GroupPlacer(cluster, ready, job, group, config, self._entropy)
+            group.name: GroupPlacer(cluster, job, group, config, self._entropy)
             for group in job.task_groups or ()
         }
 
@@ -97,7 +98,7 @@ class _NodePass:
                 group
             ].feasibility.problem(node)
 
-        targets = {state.node.id: state.node for state in cluster.states}
+        targets = {row.node.id: row.node for row in view.rows}
         work = reconcile_nodes(job, targets, self._allocs, self._snapshot, feasible)
         self._stop(work)
         by_id = {alloc.id: alloc for alloc in live}

@@ -37,9 +37,9 @@ from nomadpy.models.node import (
 from nomadpy.models.operator import SchedulerConfiguration
 from nomadpy.models.resources import NetworkResource, Port, Resources
 from nomadpy.models.task import Task
-from nomadpy.scheduler.cluster import UsageCache
 from nomadpy.scheduler.decision import Decision
 from nomadpy.scheduler.fit import allocs_fit, terminal
+from nomadpy.scheduler.node_table import NodeTable
 from nomadpy.scheduler.schedule import schedule
 from nomadpy.state import allocs as alloc_writes
 from nomadpy.state import evals, jobs, nodes, operator, plan_results, schema
@@ -173,7 +173,8 @@ class World:
         self.store = StateStore()
         self.now = START
         self.entropy = SeededEntropy(seed)
-        self.cache = UsageCache()
+        self.table = NodeTable()
+        self.store.subscribe(self.table.note)
 
     @property
     def snapshot(self) -> Snapshot:
@@ -227,7 +228,7 @@ class World:
     def decide(self, evaluation: Evaluation) -> Decision:
         """Schedule without applying."""
         return schedule(
-            evaluation, self.snapshot, now_ns=self.now, entropy=self.entropy, cache=self.cache
+            evaluation, self.snapshot, now_ns=self.now, entropy=self.entropy, table=self.table
         )
 
     def apply(self, decision: Decision) -> None:

@@ -253,7 +253,7 @@ def test_a_plan_cut_into_nodes_is_judged_as_the_whole() -> None:
     cut = plan_by_node(plan)
     assert list(cut) == ["n1", "n2"]
     for node_id, wanted in cut.items():
-        assert node_plan_fits(world.snapshot, wanted, node_id) == plan_fits_node(
-            world.snapshot, plan, node_id
-        )
+        assert node_plan_fits(
+            world.snapshot.node(node_id), world.snapshot.allocs_by_node(node_id), wanted
+        ) == plan_fits_node(world.snapshot, plan, node_id)
     assert plan_fits_node(world.snapshot, plan, "n2") == (False, "cpu")

@@ -25,7 +25,6 @@ from nomadpy.models.constraint import Spread
 from nomadpy.models.job import Job, ReschedulePolicy, TaskGroup
 from nomadpy.models.node import Node
 from nomadpy.models.resources import NetworkResource, Port, Resources
-from nomadpy.scheduler.cluster import UsageCache
 from nomadpy.scheduler.feasibility import failed_constraint, requirements
 from nomadpy.scheduler.schedule import schedule
 
@@ -154,7 +153,7 @@ def test_a_plan_is_sound_settles_and_is_the_same_for_the_same_input(
         world.snapshot,
         now_ns=world.now,
         entropy=SeededEntropy(seed),
-        cache=world.cache,
+        table=world.table,
     )
     assert cached == one
     world.apply(one)
@@ -349,12 +348,3 @@ def test_no_interval_sees_more_replacements_than_the_policy_allows(
             moments.append(world.now)
     for end in moments:
         assert sum(end - interval * SECOND < at <= end for at in moments) <= attempts
-
-
-def test_the_cache_forgets_nodes_that_are_gone() -> None:
-    cache = UsageCache()
-    node = make_node("a")
-    first = cache.get(node, [])
-    assert cache.get(node, []) is first
-    cache.keep_only(set())
-    assert cache.get(node, []) is not first

@@ -15,7 +15,6 @@ from nomadpy.models.calls import JobDeregister, SchedulerConfigWrite
 from nomadpy.models.evaluation import Evaluation
 from nomadpy.models.plan import Plan, PlanOutcome
 from nomadpy.scheduler import schedule as scheduling
-from nomadpy.server import worker
 
 
 def by_trigger(world: World, job_id: str, trigger: str) -> list[Evaluation]:
@@ -100,9 +99,10 @@ async def test_a_fault_of_the_scheduler_fails_the_evaluation_and_nothing_else(
         if evaluation.job_id == "bad" and evaluation.triggered_by == "job-register":
             tries.append(asyncio.get_running_loop().time())
             raise ValueError("a bug")
-        return scheduling.schedule(evaluation, *arguments, **named)
+        return sound(evaluation, *arguments, **named)
 
-    monkeypatch.setattr(worker, "schedule", faulty)
+    sound = scheduling.schedule
+    monkeypatch.setattr(scheduling, "schedule", faulty)
     async with running() as world:
         node = await world.node()
         bad = await world.register(job("bad"))

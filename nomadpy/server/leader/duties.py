@@ -31,6 +31,7 @@ from nomadpy.models.operator import (
 from nomadpy.pki.keyring import Keyring
 from nomadpy.scheduler.alloc_sets import disconnect_rules
 from nomadpy.scheduler.decision import failed
+from nomadpy.scheduler.node_table import NodeTable
 from nomadpy.server import new_evaluations
 from nomadpy.server.core import Core
 from nomadpy.server.leader.blocked_evals import BlockedEvals
@@ -78,6 +79,7 @@ class LeaderDuties:
         self.garbage = Garbage(core)
         self.keys = KeyRotation(core, keyring, make_root_key)
         self.locks = VariableLocks(core)
+        self._tables: list[NodeTable] = []
         self._ready = asyncio.Condition()
         self._broker_changed = asyncio.Event()
         self.active = False
@@ -87,6 +89,10 @@ class LeaderDuties:
         """Refill every queue from state, then serve until cancelled."""
         core = self._core
         snapshot = core.snapshot()
+        # Made anew: nobody noted what changed while another server led.
+        tables = [NodeTable() for _ in range(core.settings.schedulers)]
+        self.applier.table = NodeTable()
+        self._tables = [self.applier.table, *tables]
         self.active = True
         self.broker.set_enabled(True)
         self.blocked.set_enabled(True)
@@ -109,12 +115,13 @@ class LeaderDuties:
                 duties.create_task(self.locks.run(), name="variable-locks")
                 duties.create_task(self._tick_broker(), name="eval-broker")
                 duties.create_task(self._retry_blocked(), name="blocked-evals")
-                for number in range(core.settings.schedulers):
+                for number, table in enumerate(tables):
                     worker = Worker(
                         core,
                         self.broker,
                         self.applier,
                         self._ready,
+                        table,
                         run_blocking=self._run_blocking,
                         changed=self._broker_changed.set,
                     )
@@ -130,6 +137,8 @@ class LeaderDuties:
     def _on_change(self, changes: ChangeSet) -> None:
         if not self.active:
             return
+        for table in self._tables:
+            table.note(changes)
         allocs_changed = False
         for change in changes.changes:
             before, after = change.before, change.after

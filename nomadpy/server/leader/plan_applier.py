@@ -1,7 +1,8 @@
 """The one place where plans become true: checks each on the newest state, and commits what still holds.
 
 Workers decide on snapshots, optimistically; here, in one line, a plan meets everything that was committed since. A node
-that no longer fits is left out, and the worker is told to look again. Plans that touch different nodes share a log entry.
+that no longer fits is left out, and the worker is told to look again. Plans that wait together share a log entry, each
+checked as if those before it had been applied.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from nomadpy import logs
 from nomadpy.errors import DefiniteError, IndefiniteError, NomadError, NotLeaderError
 from nomadpy.fsm.commands import Noop, PlanResults
 from nomadpy.models.plan import Plan, PlanOutcome
-from nomadpy.scheduler.fit import node_plan_fits, plan_by_node
+from nomadpy.scheduler.fit import plan_by_node
+from nomadpy.scheduler.node_table import NodeTable
 from nomadpy.server.core import Core
 from nomadpy.state.store import Snapshot
 
@@ -38,6 +40,7 @@ class PlanApplier:
 
     def __init__(self, core: Core) -> None:
         self._core = core
+        self.table = NodeTable()
         self._queue: collections.deque[_Queued] = collections.deque()
         self._wake = asyncio.Event()
 
@@ -126,30 +129,46 @@ class PlanApplier:
     def _take_batch(self) -> list[tuple[_Queued, list[Plan], list[str]]]:
         """Check queued plans on the newest state; each comes with its parts and the nodes that were left out.
 
-        Two plans on one node cannot both be checked against one snapshot, and a plan of several parts goes alone.
+        A plan of several parts goes alone. One that needs room which another of the batch gives back waits for the next
+        entry: should the other be refused, the room would not be there.
         """
         metrics = self._core.metrics
-        snapshot = self._core.snapshot()
+        snapshot = self._catch_up()
         batch: list[tuple[_Queued, list[Plan], list[str]]] = []
-        touched: set[str] = set()
+        freed: set[str] = set()
         placements = 0
-        while self._queue and len(batch) < PLANS_IN_ONE_ENTRY:
-            queued = self._queue[0]
-            if queued.answer.done():
+        try:
+            while self._queue and len(batch) < PLANS_IN_ONE_ENTRY:
+                queued = self._queue[0]
+                plan = queued.plan
+                if queued.answer.done():
+                    self._queue.popleft()
+                    continue
+                placements += len(plan.placements)
+                if batch and (
+                    placements > PLACEMENTS_IN_ONE_ENTRY
+                    or any(alloc.node_id in freed for alloc in plan.placements)
+                ):
+                    break
                 self._queue.popleft()
-                continue
-            nodes = {a.node_id for a in queued.plan.placements}
-            placements += len(queued.plan.placements)
-            if batch and (placements > PLACEMENTS_IN_ONE_ENTRY or nodes & touched):
-                break
-            self._queue.popleft()
-            with metrics.timed("nomad.nomad.plan.evaluate"):
-                committed, rejected = check_plan(snapshot, queued.plan)
-            if rejected:
-                metrics.count("nomad.nomad.plan.node_rejected", len(rejected))
-            batch.append((queued, split_plan(committed), rejected))
-            touched |= nodes
+                with metrics.timed("nomad.nomad.plan.evaluate"):
+                    committed, rejected = check_plan(snapshot, plan, self.table)
+                    freed.update(_frees(self.table, committed))
+                    self.table.assume(committed)
+                if rejected:
+                    metrics.count("nomad.nomad.plan.node_rejected", len(rejected))
+                batch.append((queued, split_plan(committed), rejected))
+        finally:
+            self.table.forget_assumed()
         return batch
+
+    def _catch_up(self) -> Snapshot:
+        """Bring the table to the newest state; one that is past it saw another history, and begins anew."""
+        snapshot = self._core.snapshot()
+        if not self.table.catch_up(snapshot):
+            self.table.clear()
+            self.table.catch_up(snapshot)
+        return snapshot
 
     async def _commit(self, plans: list[list[Plan]]) -> tuple[int, list[str]]:
         """Write the plans' parts, the first ones in one entry; returns the last index and why each was refused, "" not."""
@@ -200,9 +219,19 @@ def split_plan(plan: Plan, limit: int = PLACEMENTS_IN_ONE_ENTRY) -> list[Plan]:
     ]
 
 
-def check_plan(snapshot: Snapshot, plan: Plan) -> tuple[Plan, list[str]]:
+def _frees(table: NodeTable, plan: Plan) -> set[str]:
+    """The nodes on which a plan takes something away or changes what is there."""
+    nodes = {stop.node_id for stop in plan.stops}
+    nodes.update(a.node_id for a in plan.placements if table.alloc(a.node_id, a.id) is not None)
+    return nodes
+
+
+def check_plan(
+    snapshot: Snapshot, plan: Plan, table: NodeTable | None = None
+) -> tuple[Plan, list[str]]:
     """Return the part of the plan that holds on `snapshot`, and the nodes that had to be left out.
 
+    table: the nodes of that very snapshot, with what other plans are assumed to bring.
     Stops always hold: giving room back cannot break anything. With all_at_once nothing is placed unless everything is.
     Nothing holds of a plan for a job that was purged and registered anew since, or whose evaluation has ended.
     """
@@ -211,9 +240,12 @@ def check_plan(snapshot: Snapshot, plan: Plan) -> tuple[Plan, list[str]]:
             [a.node_id for a in plan.placements] + [s.node_id for s in plan.stops]
         )
         return Plan(eval_id=plan.eval_id, priority=plan.priority), list(nodes)
+    if table is None:
+        table = NodeTable()
+        table.catch_up(snapshot)
     rejected: list[str] = []
     for node_id, wanted in plan_by_node(plan).items():
-        fits, reason = node_plan_fits(snapshot, wanted, node_id)
+        fits, reason = table.plan_fits(node_id, wanted)
         if not fits:
             rejected.append(node_id)
             log.debug("plan rejected for a node", node_id=node_id, reason=reason)
