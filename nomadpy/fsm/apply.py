@@ -160,7 +160,7 @@ def _job_scale(tx: Transaction, c: commands.JobScale) -> object:
 
 
 def _job_batch_purge(tx: Transaction, c: commands.JobBatchPurge) -> None:
-    jobs.purge_all(tx, c.jobs)
+    jobs.purge_all(tx, c.jobs, only_dead=c.only_dead)
 
 
 def _node_register(tx: Transaction, c: commands.NodeRegister) -> None:

@@ -235,9 +235,10 @@ class DeploymentDelete(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=
 
 
 class JobBatchPurge(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag=26):
-    """Remove collected jobs, as (namespace, id)."""
+    """Remove collected jobs, as (namespace, id). only_dead: one that was registered again since stays."""
 
     jobs: list[tuple[str, str]]
+    only_dead: bool = False
 
 
 class ReconcileSummaries(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag=27):

@@ -136,10 +136,12 @@ def remove(tx: Transaction, namespace: str, job_id: str) -> None:
     tx.delete(schema.JOBS, (namespace, job_id))
 
 
-def purge_all(tx: Transaction, jobs: Iterable[tuple[str, str]]) -> None:
-    """Remove collected jobs."""
+def purge_all(tx: Transaction, jobs: Iterable[tuple[str, str]], *, only_dead: bool) -> None:
+    """Remove collected jobs. only_dead: one that was registered again since stays."""
     for namespace, job_id in jobs:
-        remove(tx, namespace, job_id)
+        job = tx.job(namespace, job_id)
+        if not only_dead or job is None or job.status == "dead":
+            remove(tx, namespace, job_id)
 
 
 def set_stability(

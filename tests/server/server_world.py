@@ -111,7 +111,10 @@ class FakeNode:
         """Report what a good agent would: what is wanted runs and is healthy, what is not wanted has ended."""
         for alloc in self.allocs():
             final = alloc.client_status in ("complete", "failed", "lost")
-            if alloc.desired_status == "run" and alloc.client_status == "pending":
+            health = alloc.deployment_status
+            unsaid = bool(alloc.deployment_id) and (health is None or health.healthy is None)
+            starts = alloc.client_status == "pending" or (unsaid and not final)
+            if alloc.desired_status == "run" and starts:
                 await self.report(alloc, status="running", healthy=True)
             elif alloc.desired_status != "run" and not final:
                 await self.report(alloc, status="complete")

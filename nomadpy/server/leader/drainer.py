@@ -79,7 +79,7 @@ def _in_turn(snapshot: Snapshot, waiting: list[Allocation]) -> list[Allocation]:
             continue
         key = (alloc.namespace, alloc.job_id, alloc.task_group)
         if key not in room:
-            room[key] = _room(snapshot, job, alloc.task_group)
+            room[key] = _room(snapshot, snapshot.job(*key[:2]) or job, alloc.task_group)
         if room[key] > 0:
             room[key] -= 1
             chosen.append(alloc)

@@ -205,7 +205,7 @@ class Garbage:
         found = collect(core.snapshot(), core.settings, now_ns=core.clock.now_ns(), force=force)
         await self._delete(found.evals, found.allocs)
         if found.jobs:
-            await core.propose(JobBatchPurge(jobs=found.jobs))
+            await core.propose(JobBatchPurge(jobs=found.jobs, only_dead=True))
         if found.deployments:
             await core.propose(DeploymentDelete(ids=found.deployments))
         if found.nodes:
