@@ -28,6 +28,32 @@ async def raft_configuration(api: Api, request: web.Request) -> web.StreamRespon
     return await read(api, request, "Operator.RaftConfiguration")
 
 
+async def raft_remove_peer(api: Api, request: web.Request) -> web.StreamResponse:
+    """DELETE /v1/operator/raft/peer?id= or ?address=."""
+    flags = _one_server(request)
+    call = calls.Write(id=flags.pop("id", ""), options=write_options(api, request), flags=flags)
+    return await write_response(request, await api.caller.call("Operator.RemovePeer", call))
+
+
+async def raft_transfer_leadership(api: Api, request: web.Request) -> web.StreamResponse:
+    """PUT or POST /v1/operator/raft/transfer-leadership?id= or ?address=."""
+    flags = _one_server(request)
+    call = calls.Write(id=flags.pop("id", ""), options=write_options(api, request), flags=flags)
+    return await write_response(request, await api.caller.call("Operator.TransferLeadership", call))
+
+
+def _one_server(request: web.Request) -> dict[str, str]:
+    """The one `id` or `address` of the query."""
+    ids, addresses = request.query.getall("id", []), request.query.getall("address", [])
+    if len(ids) + len(addresses) == 0:
+        raise InvalidRequestError("Must specify the peer's ID or its address")
+    if len(ids) + len(addresses) > 1:
+        raise InvalidRequestError("The peer's ID or its address must be given once, not both")
+    if not (ids or addresses)[0]:
+        raise InvalidRequestError("The peer's ID or address must not be empty")
+    return {"id": ids[0]} if ids else {"address": addresses[0]}
+
+
 async def autopilot_configuration(api: Api, request: web.Request) -> web.StreamResponse:
     """GET /v1/operator/autopilot/configuration."""
     return await read(api, request, "Operator.AutopilotConfiguration")
@@ -128,6 +154,8 @@ def _cas(request: web.Request) -> int | None:
 
 ROUTES = [
     Route("GET", "/v1/operator/raft/configuration", raft_configuration),
+    Route("DELETE", "/v1/operator/raft/peer", raft_remove_peer),
+    Route("PUT POST", "/v1/operator/raft/transfer-leadership", raft_transfer_leadership),
     Route("GET", "/v1/operator/autopilot/configuration", autopilot_configuration),
     Route("PUT", "/v1/operator/autopilot/configuration", set_autopilot_configuration),
     Route("GET", "/v1/operator/autopilot/health", autopilot_health),

@@ -55,9 +55,18 @@ COMMANDS: dict[str, Entry] = {
     "node status": Entry("node_status", "status", "Show nodes, or one node"),
     "operator api": Entry("operator", "api", "Send any request to the API"),
     "operator autopilot get-config": Entry("operator", "autopilot", "Show autopilot's settings"),
+    "operator autopilot set-config": Entry(
+        "operator_raft", "set_autopilot", "Change autopilot's settings"
+    ),
     "operator autopilot health": Entry("operator", "health", "Show the health of the servers"),
     "operator metrics": Entry("operator", "metrics", "Print the agent's metrics"),
     "operator raft list-peers": Entry("operator", "raft_peers", "List the raft servers"),
+    "operator raft remove-peer": Entry(
+        "operator_raft", "remove_peer", "Remove a server from the raft configuration"
+    ),
+    "operator raft transfer-leadership": Entry(
+        "operator_raft", "transfer", "Hand leadership to another server"
+    ),
     "operator root keyring list": Entry("operator", "keyring", "List the root keys"),
     "operator root keyring rotate": Entry("operator", "rotate", "Make a new root key"),
     "operator scheduler get-config": Entry(

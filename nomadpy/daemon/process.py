@@ -43,7 +43,7 @@ from nomadpy.daemon.settings import (
     with_port,
 )
 from nomadpy.entropy import SystemEntropy
-from nomadpy.errors import ConfigError
+from nomadpy.errors import ConfigError, NomadError
 from nomadpy.metrics import Registry
 from nomadpy.models.root_key import RootKey
 from nomadpy.pki.keyring import Keyring, load_key_file
@@ -57,6 +57,7 @@ from nomadpy.rpc.tls_network import TLSNetwork
 
 log = logs.get(__name__)
 
+LEAVE_TIMEOUT_S = 15.0
 SERVER_ID_FILE = "server-id"
 SERVICES: tuple[Service, ...] = ("http", "rpc")
 
@@ -286,6 +287,20 @@ class Node:
                 await self._pool.close()
             self._lock.close()
 
+    async def leave(self) -> None:
+        """Take this node's server out of the configuration, before the process ends."""
+        if self.server is None:
+            return
+        try:
+            async with asyncio.timeout(LEAVE_TIMEOUT_S):
+                await self.server.server.leave()
+        except (NomadError, TimeoutError) as error:
+            log.warning(
+                "left without the others' consent, this server stays a member", error=str(error)
+            )
+        else:
+            log.info("left the cluster")
+
     async def _attach_locally(self) -> None:
         """Let the server reach the agent in this process, as soon as the node has its id."""
         assert self.agent is not None
@@ -353,10 +368,26 @@ async def serve(node: Node, started: Callable[[], None]) -> int:
     assert main is not None
     signals: list[int] = []
 
+    leaves = {
+        signal.SIGINT: node.config.leave_on_interrupt,
+        signal.SIGTERM: node.config.leave_on_terminate,
+    }
+    leaving: list[asyncio.Task[None]] = []
+
+    async def leave() -> None:
+        try:
+            await node.leave()
+        finally:
+            main.cancel()
+
     def stop(number: int) -> None:
         log.info("stopping", signal=signal.Signals(number).name)
         signals.append(number)
-        main.cancel()
+        if leaves[signal.Signals(number)] and not leaving:
+            leaving.append(loop.create_task(leave(), name="leave"))
+        else:
+            # A second signal does not wait for the first one's goodbye.
+            main.cancel()
 
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop, number)

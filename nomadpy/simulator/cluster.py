@@ -44,6 +44,12 @@ class SimServer:
         self.process: ServerProcess | None = None
         self._task: asyncio.Task[None] | None = None
         self.boots = 0
+        self.lives = 0  # how often its disk was lost, and its id with it
+
+    @property
+    def id(self) -> str:
+        """Its raft id."""
+        return f"00000000-0000-4000-8000-{self.lives:06d}{self.number:06d}"
 
     @property
     def address(self) -> str:
@@ -62,7 +68,7 @@ class SimServer:
         entropy = SeededEntropy(f"{cluster.seed}-{self.name}-{self.boots}")
         clock = SimClock(asyncio.get_running_loop())
         settings = ServerSettings(
-            id=f"00000000-0000-4000-8000-{self.number:012d}",
+            id=self.id,
             name=self.name,
             rpc_address=self.address,
             bootstrap_expect=cluster.server_count,
@@ -154,6 +160,12 @@ class SimServer:
         if task is not None:
             task.cancel()
             await asyncio.wait([task])
+
+    async def lose_disk(self) -> None:
+        """The host burns down; one with the same name and address takes its place, and is not started yet."""
+        await self.crash(power=True)
+        self.files = MemoryFiles(lying=self._cluster.lying_disks)
+        self.lives += 1
 
 
 class SimClient:

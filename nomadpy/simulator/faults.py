@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 
+import msgspec
+
 from nomadpy.entropy import SeededEntropy
 from nomadpy.errors import NomadError
-from nomadpy.models.calls import NodeDrainWrite
+from nomadpy.models.calls import NodeDrainWrite, Write
 from nomadpy.models.node import DrainSpec
 from nomadpy.simulator.cluster import SimClient, SimCluster, SimServer
 
@@ -23,6 +25,8 @@ KINDS = (
     "cut-agent",
     "slow-links",
     "drain-node",
+    "replace-server",
+    "transfer-leadership",
 )
 CALL_TIMEOUT_S = 5.0
 
@@ -89,6 +93,11 @@ class Faults:
             cluster.network.heal()
         elif kind == "drain-node":
             await self._drain(client)
+        elif kind == "replace-server":
+            await self._replace(server)
+        elif kind == "transfer-leadership":
+            request = Write(id=server.id)
+            await self._ask("Operator.TransferLeadership", request)
         elif kind == "slow-links":
             for one in cluster.servers:
                 cluster.network.slow(server.name, one.name, (0.05, 0.4))
@@ -98,7 +107,23 @@ class Faults:
     async def _drain(self, client: SimClient) -> None:
         """An operator empties a node, or tries to."""
         spec = DrainSpec(deadline=int(self._entropy.uniform(1.0, 20.0) * 1e9))
-        await self._ask(NodeDrainWrite(node_id=client.node.id, spec=spec))
+        await self._ask("Node.Drain", NodeDrainWrite(node_id=client.node.id, spec=spec))
+
+    async def _replace(self, server: SimServer) -> None:
+        """A host is lost with its disk while all others are well; the operator removes it, or leaves that to the leader."""
+        cluster = self._cluster
+        wanted = {s.id for s in cluster.servers}
+        for one in cluster.servers:
+            votes = {} if one.process is None else dict(one.process.raft.peers())
+            if {peer.id for peer, voter in votes.items() if voter} != wanted:
+                return
+        lost = server.id
+        await server.lose_disk()
+        await asyncio.sleep(self._entropy.uniform(0.2, 8.0))
+        if self._entropy.uniform(0, 1) < 0.5:
+            await self._ask("Operator.RemovePeer", Write(id=lost))
+        if server.process is None:
+            await server.start()
 
     async def undrain(self) -> str:
         """Every node takes allocations again; returns what is still missing, "" when all do."""
@@ -108,21 +133,22 @@ class Faults:
         for node in leader.process.store.snapshot().nodes():
             if node.drain_strategy is not None or node.scheduling_eligibility != "eligible":
                 # A drain that was ended keeps its node out of scheduling until it is said otherwise.
-                await self._ask(NodeDrainWrite(node_id=node.id, spec=None, mark_eligible=True))
+                request = NodeDrainWrite(node_id=node.id, spec=None, mark_eligible=True)
+                await self._ask("Node.Drain", request)
                 return f"{node.name} is drained"
         return ""
 
-    async def _ask(self, request: NodeDrainWrite) -> None:
+    async def _ask(self, method: str, request: msgspec.Struct) -> None:
         live = self._cluster.live()
         server = self._entropy.choice(live).process if live else None
         if server is None:
             return
         try:
             async with asyncio.timeout(CALL_TIMEOUT_S):
-                await server.server.call("Node.Drain", request)
+                await server.server.call(method, request)
         except (NomadError, TimeoutError):
-            # A fault of its own kind: the operator does not know whether the drain began.
-            self.done.append("drain-unanswered")
+            # A fault of its own kind: the operator does not know whether it was done.
+            self.done.append(f"{method}-unanswered")
 
     async def _crash_server(self, server: SimServer, *, power: bool) -> None:
         await server.crash(power=power)
