@@ -7,8 +7,7 @@ the chosen node only; a node that lacks them is set aside and the next best is t
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
-from heapq import merge
+from collections.abc import Collection
 from itertools import islice
 
 import msgspec
@@ -86,6 +85,8 @@ class GroupPlacer:
         # The standing speaks for the places that are not in `_moved`, `_own` for those that are.
         self._moved: set[int] = set()
         self._own = Order()
+        # What metrics say of a node, until it is scored anew.
+        self._told: dict[int, NodeScoreMeta] = {}
         self._passed = 0  # how many of the standing's keys, from the best on, have been moved
         # With spread blocks every placement moves the score of all nodes that share a property. Then the order is made
         # anew for each choice, from the parts that stay: their sum, how many they are, the node's properties.
@@ -169,9 +170,12 @@ class GroupPlacer:
 
     def _select_best(self) -> Choice | None:
         while True:
-            index = self._best()
-            if index is None:
+            if self._spread:
+                self._own = self._spread_order()
+            top = self._top()
+            if not top:
                 return None
+            index = top[0][1]
             state = self._cluster.state(index)
             problem = self._distinct.problem(state.node, state.groups) if self._distinct else ""
             if problem:
@@ -179,9 +183,8 @@ class GroupPlacer:
                 self._retire(index)
                 continue
             grant = self._grant(state)
-            if grant is None:
-                continue
-            return Choice(state, grant, self._metrics(self._top()))
+            if grant is not None:
+                return Choice(state, grant, self._metrics(top))
 
     def _grant(self, state: NodeState) -> Grant | None:
         try:
@@ -190,13 +193,6 @@ class GroupPlacer:
             self._exhausted.add(state.index, state.node, str(shortage))
             self._retire(state.index)
             return None
-
-    def _best(self) -> int | None:
-        """The index of the best node that still stands, or None."""
-        if self._spread:
-            self._own = self._spread_order()
-        best = next(self._top_keys(1), None)
-        return None if best is None else best[1]
 
     def _spread_order(self) -> Order:
         boosts: dict[tuple[str | None, ...], float] = {}
@@ -209,17 +205,20 @@ class GroupPlacer:
         return Order(scores)
 
     def _top(self) -> list[tuple[float, int]]:
-        """The best few nodes in order."""
-        return [(-negative, index) for negative, index in self._top_keys(_TOP_SCORES)]
-
-    def _top_keys(self, number: int) -> Iterator[tuple[float, int]]:
-        """The first keys of the standing's nodes that have not moved and of those that have, as one order."""
+        """The best few nodes in order: of the standing's that have not moved, and of those that have."""
         base, moved = self._base, self._moved
         while self._passed < len(base) and base[self._passed][1] in moved:
             self._passed += 1
-        unmoved = (key for key in islice(base, self._passed, None) if key[1] not in moved)
-        ours = self._own.keys[:number]
-        return islice(merge(islice(unmoved, number), ours), number)
+        top = self._own.keys[:_TOP_SCORES]
+        wanted = _TOP_SCORES
+        for key in islice(base, self._passed, None):
+            if key[1] not in moved:
+                top.append(key)
+                wanted -= 1
+                if not wanted:
+                    break
+        top.sort()
+        return [(-negative, index) for negative, index in top[:_TOP_SCORES]]
 
     def _catch_up(self) -> None:
         """Refresh the nodes that changed since the last look."""
@@ -244,6 +243,7 @@ class GroupPlacer:
     def _refresh(self, index: int) -> None:
         """Score a node anew, or set it aside when the group no longer fits."""
         state = self._cluster.state(index)
+        self._told.pop(index, None)
         self._exhausted.discard(index, state.node)
         self._excluded.discard(index, state.node)
         if self._distinct:
@@ -315,13 +315,23 @@ class GroupPlacer:
         return parts
 
     def _metrics(self, top: list[tuple[float, int]]) -> AllocationMetric:
-        rows = self._cluster.view.rows
-        scores = [
-            NodeScoreMeta(node_id=rows[index].node.id, scores=self._parts(index), norm_score=score)
-            for score, index in top
-        ]
+        if self._spread:
+            self._told.clear()
+        scores: list[NodeScoreMeta] = []
+        for score, index in top:
+            told = self._told.get(index)
+            if told is None:
+                told = self._told[index] = NodeScoreMeta(
+                    node_id=self._cluster.state(index).node.id,
+                    scores=self._parts(index),
+                    norm_score=score,
+                )
+            scores.append(told)
         return self._metric_of(
-            len(rows), [self._filtered, self._excluded], self._exhausted, scores or None
+            len(self._cluster.view.rows),
+            [self._filtered, self._excluded],
+            self._exhausted,
+            scores or None,
         )
 
     def _metric_of(
