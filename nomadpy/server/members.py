@@ -237,7 +237,11 @@ class Members:
                 [self.me(), *(m.hello for m in self._members.values())], key=lambda h: h.id
             )
         ]
-        await self._bootstrap(listed)
+        try:
+            await self._bootstrap(listed)
+        except NomadError as error:
+            # A leader may have sent us the others' list in this very moment.
+            log.warning("cluster not formed from here", error=error.message)
 
     def _warn_of(self, ids: frozenset[str], text: str, **fields: object) -> None:
         """Once for each set of servers."""

@@ -199,5 +199,5 @@ class DeploymentWatcher:
             )
             log.info("deployment failed", deployment_id=deployment_id, reason=verdict.fail)
         elif evaluation is not None:
-            self._seen[deployment_id] = tally(deployment)
             await core.propose(EvalUpsert(evals=[evaluation]))
+            self._seen[deployment_id] = tally(deployment)
