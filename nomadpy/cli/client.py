@@ -77,8 +77,10 @@ def settings_from(options: Options) -> Settings:
 class Client:
     """Asks one agent. `doing` completes the sentence "Error ..." when it fails."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, *, answer_s: float = ANSWER_S) -> None:
+        """answer_s: how long an answer may be silent."""
         self.settings = settings
+        self._answer_s = answer_s
         if "://" not in settings.address:
             self.settings = settings._replace(address=f"http://{settings.address}")
         self._parts = urlsplit(self.settings.address)
@@ -198,7 +200,7 @@ class Client:
         headers: dict[str, str] | None,
     ) -> http.client.HTTPResponse:
         if self._connection is None:
-            self._connection = self._connect(timeout_s=ANSWER_S)
+            self._connection = self._connect(timeout_s=self._answer_s)
         more = {**self._headers(), **(headers or {})}
         self._connection.request(method, self._target(path, query), body=data, headers=more)
         return self._connection.getresponse()

@@ -67,8 +67,9 @@ COMMANDS: dict[str, Entry] = {
     "operator raft transfer-leadership": Entry(
         "operator_raft", "transfer", "Hand leadership to another server"
     ),
-    "operator root keyring list": Entry("operator", "keyring", "List the root keys"),
-    "operator root keyring rotate": Entry("operator", "rotate", "Make a new root key"),
+    "operator root keyring list": Entry("operator_keyring", "list_", "List the root keys"),
+    "operator root keyring remove": Entry("operator_keyring", "remove", "Remove a root key"),
+    "operator root keyring rotate": Entry("operator_keyring", "rotate", "Make a new root key"),
     "operator scheduler get-config": Entry(
         "operator", "scheduler", "Show the scheduler's settings"
     ),
@@ -87,6 +88,12 @@ COMMANDS: dict[str, Entry] = {
         "tls", "cert_create", "Issue a certificate for a server, client or the CLI"
     ),
     "tls cert info": Entry("tls", "cert_info", "Show a certificate"),
+    "var get": Entry("variable", "get", "Show a variable"),
+    "var init": Entry("variable", "init", "Write an example specification of a variable"),
+    "var list": Entry("variable", "list_", "List variables"),
+    "var lock": Entry("variable_lock", "lock", "Run a command while holding a variable's lock"),
+    "var purge": Entry("variable", "purge", "Remove a variable"),
+    "var put": Entry("variable", "put", "Create a variable, or write it anew"),
     "version": Entry("status", "version", "Print the version"),
 }
 

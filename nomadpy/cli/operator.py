@@ -7,7 +7,7 @@ import sys
 from nomadpy.cli.command import JSON, Call, command
 from nomadpy.cli.errors import ApiError, CliError, UsageError
 from nomadpy.cli.flags import Flag, many, number, text
-from nomadpy.cli.output import pairs, say, say_json, section, short, stamp, table
+from nomadpy.cli.output import pairs, say, say_json, section, table
 
 _SWITCHES = {
     "memory-oversubscription": "MemoryOversubscriptionEnabled",
@@ -151,35 +151,6 @@ def set_scheduler(call: Call) -> int:
             "The configuration was changed by someone else meanwhile; nothing was done. Try again."
         )
     say("Scheduler configuration updated!")
-    return 0
-
-
-@command("operator root keyring list [options]", "List the root keys.", flags=(JSON,))
-def keyring(call: Call) -> int:
-    """List."""
-    rows = call.client.get("/v1/operator/keyring/keys", doing="listing keys")
-    if call.options.on("json"):
-        say_json(rows)
-        return 0
-    say(
-        table(
-            "Key|State|Create Time",
-            [[short(r["KeyID"]), r["State"], stamp(r["CreateTime"])] for r in rows],
-        )
-    )
-    return 0
-
-
-@command(
-    "operator root keyring rotate [options]",
-    "Make a new root key; what is signed from now on is signed with it.",
-    flags=(Flag("full", "Also encrypt everything anew."),),
-)
-def rotate(call: Call) -> int:
-    """Rotate."""
-    query = {"full": call.options.on("full") or None}
-    key = call.client.put("/v1/operator/keyring/rotate", None, query, doing="rotating key")["Key"]
-    say(table("Key|State|Create Time", [[key["KeyID"], key["State"], stamp(key["CreateTime"])]]))
     return 0
 
 
