@@ -54,6 +54,42 @@ def _one_server(request: web.Request) -> dict[str, str]:
     return {"id": ids[0]} if ids else {"address": addresses[0]}
 
 
+async def snapshot_save(api: Api, request: web.Request) -> web.StreamResponse:
+    """GET /v1/operator/snapshot: the archive, with its digest and index in the head."""
+    call = calls.Read(options=query_options(api, request))
+    async with api.caller.open("Operator.SnapshotSave", call) as stream:
+        head = msgspec.json.decode(await stream.receive() or b"", type=_SnapshotHead)
+        response = web.StreamResponse(
+            headers={
+                "Content-Type": "application/x-gzip",
+                "Content-Disposition": "attachment",
+                "Content-Length": str(head.size),
+                "Digest": head.digest,
+                "X-Nomad-Index": str(head.index),
+                "X-Nomad-KnownLeader": "true",
+                "X-Nomad-LastContact": "0",
+                "Vary": "Accept-Encoding",
+            }
+        )
+        await response.prepare(request)
+        while (chunk := await stream.receive()) is not None:
+            await response.write(chunk)
+        await response.write_eof()
+    return response
+
+
+async def snapshot_restore(api: Api, request: web.Request) -> web.StreamResponse:
+    """PUT or POST /v1/operator/snapshot: replace the cluster's state; answered when every part of it is committed."""
+    call = calls.Write(options=write_options(api, request))
+    async with api.caller.open("Operator.SnapshotRestore", call) as stream:
+        async for chunk in request.content.iter_chunked(_SENT):
+            await stream.send(chunk)
+        await stream.finish()
+        while await stream.receive() is not None:
+            pass
+    return web.Response(headers={"Vary": "Accept-Encoding"})
+
+
 async def autopilot_configuration(api: Api, request: web.Request) -> web.StreamResponse:
     """GET /v1/operator/autopilot/configuration."""
     return await read(api, request, "Operator.AutopilotConfiguration")
@@ -137,6 +173,15 @@ async def enterprise_only(_api: Api, _request: web.Request) -> web.StreamRespons
     return text_response(501, "Nomad Enterprise only endpoint")
 
 
+_SENT = 256 << 10
+
+
+class _SnapshotHead(msgspec.Struct, rename="pascal"):
+    index: int
+    size: int
+    digest: str
+
+
 class _Health(msgspec.Struct):
     healthy: bool = msgspec.field(default=False, name="Healthy")
 
@@ -156,6 +201,8 @@ ROUTES = [
     Route("GET", "/v1/operator/raft/configuration", raft_configuration),
     Route("DELETE", "/v1/operator/raft/peer", raft_remove_peer),
     Route("PUT POST", "/v1/operator/raft/transfer-leadership", raft_transfer_leadership),
+    Route("GET", "/v1/operator/snapshot", snapshot_save),
+    Route("PUT POST", "/v1/operator/snapshot", snapshot_restore),
     Route("GET", "/v1/operator/autopilot/configuration", autopilot_configuration),
     Route("PUT", "/v1/operator/autopilot/configuration", set_autopilot_configuration),
     Route("GET", "/v1/operator/autopilot/health", autopilot_health),

@@ -65,6 +65,8 @@ _FSM: dict[type[Command], str] = {
     commands.VariableLock: "apply_variable_lock",
     commands.VariableUnlock: "apply_variable_unlock",
     commands.VariableReseal: "apply_variable_reseal",
+    commands.RestorePart: "apply_restore_part",
+    commands.Restore: "apply_restore",
 }
 _TIMERS = {command: f"nomad.nomad.fsm.{name}" for command, name in _FSM.items()}
 

@@ -16,6 +16,7 @@ from nomadpy import logs
 from nomadpy.errors import CorruptionError, InvalidRequestError, NomadError
 from nomadpy.fsm import commands, dedup
 from nomadpy.fsm.commands import Applied, Command, Entry
+from nomadpy.fsm.restoring import Restoring
 from nomadpy.models.job import Job
 from nomadpy.models.variable import HeldLock
 from nomadpy.state import (
@@ -29,11 +30,12 @@ from nomadpy.state import (
     plan_results,
     variables,
 )
-from nomadpy.state.store import StateStore, Transaction
+from nomadpy.state.store import Snapshot, StateStore, Transaction
 
 log = logs.get(__name__)
 
 REQUESTS = "requests"
+RESTORING = "restoring"
 
 
 class StateMachine:
@@ -42,6 +44,7 @@ class StateMachine:
     def __init__(self, store: StateStore) -> None:
         self.store = store
         self._requests = dedup.Requests()
+        self._restoring = Restoring()
         self.last_command: type[Command] | None = None  # for whoever measures what applying takes
 
     def apply(self, index: int, data: bytes) -> Applied | NomadError:
@@ -67,9 +70,10 @@ class StateMachine:
         """Capture the state of this moment; calling what is returned encodes it, in any thread."""
         state = self.store.snapshot()
         requests = self._requests.capture()
+        restoring = self._restoring.capture()
 
         def chunks() -> Iterator[bytes]:
-            return persist.write(state, {REQUESTS: dedup.encode(requests)})
+            return persist.write(state, {REQUESTS: dedup.encode(requests), RESTORING: restoring})
 
         return chunks
 
@@ -82,6 +86,7 @@ class StateMachine:
         except msgspec.DecodeError as error:
             raise CorruptionError(f"snapshot cannot be decoded: {error}") from error
         self._requests = requests
+        self._restoring = Restoring.captured(restored.extras.get(RESTORING, []))
         self.store.replace(restored.snapshot)
 
     def checksum(self) -> str:
@@ -89,11 +94,17 @@ class StateMachine:
         digest = hashlib.blake2b(self.store.checksum().encode(), digest_size=16)
         for piece in dedup.encode(self._requests.capture()):
             digest.update(piece)
+        for piece in self._restoring.capture():
+            digest.update(piece)
         return digest.hexdigest()
 
     def _run(self, index: int, entry: Entry) -> Applied | NomadError:
         error: NomadError
         self.last_command = type(entry.command)
+        command = entry.command
+        whole = _WHOLE_STATE.get(type(command))
+        if whole is not None:
+            return whole(self, index, command)
         tx = self.store.transaction(index, entry.now_ns)
         try:
             with tx:
@@ -108,6 +119,25 @@ class StateMachine:
             return Applied(index=index, value=value)
         self.store.advance(index)
         return error
+
+    def _set_aside(self, index: int, part: commands.RestorePart) -> Applied | NomadError:
+        self.store.advance(index)
+        error = self._restoring.take(part)
+        return Applied(index=index) if error is None else error
+
+    def _replace(self, index: int, command: commands.Restore) -> Applied | NomadError:
+        found = self._restoring.finish(command)
+        if isinstance(found, Snapshot) and found.index >= index:
+            found = InvalidRequestError(
+                f"the snapshot is of index {found.index}, and this would be {index}: indexes never fall"
+            )
+        if isinstance(found, NomadError):
+            self.store.advance(index)
+            return found
+        # Every table was written here, so that whoever waits for a change of one looks again.
+        indexes = dict.fromkeys(found.table_indexes, index)
+        self.store.replace(Snapshot(index, found.tables, indexes))
+        return Applied(index=index)
 
 
 # -- one function for each command ----------------------------------------------------------------------
@@ -345,3 +375,9 @@ _HANDLERS: dict[type[Command], Callable[[Transaction, Any], object]] = {
     commands.VariableUnlock: _variable_unlock,
     commands.VariableReseal: _variable_reseal,
 }
+
+_WHOLE_STATE: dict[type[Command], Callable[[StateMachine, int, Any], Applied | NomadError]] = {
+    commands.RestorePart: StateMachine._set_aside,
+    commands.Restore: StateMachine._replace,
+}
+"""Commands that are no transaction on a state, but are about all of it."""

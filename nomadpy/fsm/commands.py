@@ -325,6 +325,26 @@ class VariableReseal(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     variables: list[Resealed] = []
 
 
+class RestorePart(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag=35):
+    """Set a piece of a snapshot aside; number 0 begins anew, and drops what another restore had set aside."""
+
+    restore_id: str
+    number: int
+    data: bytes
+
+
+class Restore(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag=36):
+    """Replace the whole state by the pieces that were set aside, in order.
+
+    parts, sha256: how many there must be, and the digest of them together. Nothing changes when they do not fit, or when the
+    snapshot's index is not below this entry's: indexes never fall.
+    """
+
+    restore_id: str
+    parts: int
+    sha256: str
+
+
 Command = (
     JobRegister
     | JobDeregister
@@ -360,6 +380,8 @@ Command = (
     | VariableLock
     | VariableUnlock
     | VariableReseal
+    | RestorePart
+    | Restore
 )
 
 

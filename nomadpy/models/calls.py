@@ -412,6 +412,22 @@ class ServerHello(_Call, frozen=True, kw_only=True, omit_defaults=True):
     leaving: bool = False
 
 
+class RestoreStep(_Call, frozen=True, kw_only=True, omit_defaults=True):
+    """Server.RestoreStep: what a server that was given a snapshot asks of the leader.
+
+    reach > 0: only lengthen the log towards this index; the reply's index says how far it is. Else number < parts: set
+    `data` aside as that piece; number == parts: replace the state by the pieces, whose digest together is sha256.
+    """
+
+    restore_id: str = ""
+    number: int = 0
+    parts: int = 0
+    data: bytes = b""
+    sha256: str = ""
+    reach: int = 0
+    options: WriteOptions = WriteOptions()
+
+
 class ServerHelloReply(_Call, frozen=True, kw_only=True, omit_defaults=True):
     """The answering server's own hello, and all it has heard of. removed: the one that asked is a server no more."""
 

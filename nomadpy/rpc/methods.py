@@ -128,6 +128,8 @@ _TABLE: list[Method] = [
         reply=calls.VariableReply,
         where="leader",
     ),
+    Method(name="Operator.SnapshotSave", request=calls.Read, where="any", stream=True),
+    Method(name="Operator.SnapshotRestore", request=calls.Write, where="any", stream=True),
     # agents to servers
     Method(
         name="Node.Register",
@@ -191,6 +193,12 @@ _TABLE: list[Method] = [
         request=calls.ServerHello,
         reply=calls.ServerHelloReply,
         where="any",
+        roles=SERVERS,
+    ),
+    Method(
+        name="Server.RestoreStep",
+        request=calls.RestoreStep,
+        where="leader",
         roles=SERVERS,
     ),
     Method(

@@ -105,7 +105,7 @@ class Router:
                 else:
                     dispatcher.register(method.name, self._call_to_node(method))
 
-    def register(self, name: str, handler: Handler) -> None:
+    def register(self, name: str, handler: Callable[..., Awaitable[Any]]) -> None:
         """Serve a method that runs on servers."""
         method = METHODS[name]
         if method.where == "leader":

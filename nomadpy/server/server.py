@@ -37,6 +37,7 @@ from nomadpy.server.endpoints.operator import Operators
 from nomadpy.server.endpoints.pools import Pools
 from nomadpy.server.endpoints.quorum import Quorum
 from nomadpy.server.endpoints.search import Search
+from nomadpy.server.endpoints.snapshots import Snapshots
 from nomadpy.server.endpoints.variables import Variables
 from nomadpy.server.forward import ConnectedNodes, NodeLink, Router
 from nomadpy.server.leader.autopilot import Autopilot
@@ -45,6 +46,7 @@ from nomadpy.server.members import Members
 from nomadpy.server.query import Queries
 from nomadpy.server.settings import ServerSettings
 from nomadpy.server.worker import RunBlocking
+from nomadpy.state.changes import ChangeSet
 from nomadpy.state.store import StateStore
 
 log = logs.get(__name__)
@@ -111,10 +113,13 @@ class Server:
             endpoints(services)
         Operators(services)
         Quorum(services, self.autopilot)
+        Snapshots(services, run_blocking)
         self._leading = asyncio.Event()
         self._following = asyncio.Event()
         self._following.set()
+        self._replaced = asyncio.Event()
         raft.on_leadership(self._leadership)
+        store.subscribe(self._on_change)
 
     async def run(self) -> None:
         """Serve until cancelled."""
@@ -141,9 +146,25 @@ class Server:
             async with asyncio.TaskGroup() as leadership:
                 duties = leadership.create_task(self.duties.run(), name="leader-duties")
                 autopilot = leadership.create_task(self.autopilot.run(), name="autopilot")
-                await self._following.wait()
+                await self._over()
                 duties.cancel()
                 autopilot.cancel()
+
+    async def _over(self) -> None:
+        """Wait until this server follows, or its whole state was replaced: the duties then begin anew."""
+        self._replaced.clear()
+        async with asyncio.TaskGroup() as group:
+            waits = [
+                group.create_task(self._following.wait(), name="until-follower"),
+                group.create_task(self._replaced.wait(), name="until-replaced"),
+            ]
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            for wait in waits:
+                wait.cancel()
+
+    def _on_change(self, changes: ChangeSet) -> None:
+        if changes.restored:
+            self._replaced.set()
 
     async def leave(self) -> None:
         """Take this server out of the configuration, so that it may stop for long and come back as the same.

@@ -33,6 +33,8 @@ VERSIONS = {"header": 1, "jobs": 1, "table": 1, "extra": 1, "end": 1}
 PIECE_ROWS = 256
 MAX_FRAME = 1 << 30
 NO_JOB = -1
+UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError, IndexError, KeyError)
+"""What a damaged stream makes the decoder raise."""
 
 T = TypeVar("T")
 
@@ -44,7 +46,9 @@ class Restored(msgspec.Struct, frozen=True):
     extras: dict[str, list[bytes]]
 
 
-class _Header(msgspec.Struct, frozen=True):
+class Header(msgspec.Struct, frozen=True):
+    """index: of the last entry in the state; table_indexes: of the last write to each table."""
+
     format: str
     index: int
     table_indexes: dict[str, int]
@@ -85,7 +89,7 @@ def write(
 def _payloads(
     snapshot: Snapshot, extras: Mapping[str, Iterable[bytes]]
 ) -> Iterator[tuple[str, Any]]:
-    yield "header", _Header(FORMAT, snapshot.index, dict(snapshot.table_indexes))
+    yield "header", Header(FORMAT, snapshot.index, dict(snapshot.table_indexes))
     pool = _JobPool(snapshot)
     for held in _pieces(pool.jobs):
         yield "jobs", held
@@ -157,13 +161,7 @@ def read(chunks: Iterable[bytes]) -> Restored:
     gc.disable()
     try:
         return _read(chunks)
-    except (
-        msgspec.DecodeError,
-        UnicodeDecodeError,
-        RecursionError,
-        IndexError,
-        KeyError,
-    ) as error:
+    except UNREADABLE as error:
         raise CorruptionError(f"snapshot cannot be decoded: {error}") from error
     finally:
         if collecting:
@@ -171,13 +169,57 @@ def read(chunks: Iterable[bytes]) -> Restored:
 
 
 def _read(chunks: Iterable[bytes]) -> Restored:
-    header: _Header | None = None
-    jobs: list[Job] = []
-    rows: dict[str, dict[Any, Any]] = {name: {} for name in TABLES}
-    extras: dict[str, list[bytes]] = {}
-    ended = False
-    for count, frame in enumerate(_frames(chunks)):
-        if ended:
+    reader = Reader()
+    for chunk in chunks:
+        reader.feed(chunk)
+    return reader.finish()
+
+
+class Reader:
+    """Takes a stream piece by piece, so that decoding a large one can be spread over time. Raises as `read` does, and
+    also what msgspec raises."""
+
+    def __init__(self) -> None:
+        self.header: Header | None = None
+        self._jobs: list[Job] = []
+        self._rows: dict[str, dict[Any, Any]] = {name: {} for name in TABLES}
+        self._extras: dict[str, list[bytes]] = {}
+        self._ended = False
+        self._count = 0
+        self._buffer = bytearray()
+
+    def feed(self, chunk: bytes) -> None:
+        """Take the next piece, cut anywhere."""
+        buffer = self._buffer
+        buffer += chunk
+        start = 0
+        while len(buffer) - start >= 4:
+            size = int.from_bytes(buffer[start : start + 4], "big")
+            if size > MAX_FRAME:
+                raise CorruptionError(f"snapshot has a frame of {size} bytes")
+            if len(buffer) - start - 4 < size:
+                break
+            body = bytes(buffer[start + 4 : start + 4 + size])
+            start += 4 + size
+            self._take(msgspec.msgpack.decode(body, type=_Frame))
+        del buffer[:start]
+
+    def finish(self) -> Restored:
+        """What the stream held, now that it is over."""
+        if self._buffer:
+            raise CorruptionError("snapshot ends within a frame")
+        if self.header is None or not self._ended:
+            raise CorruptionError("snapshot ends before its end")
+        tables = {name: table_of(spec, self._rows[name].items()) for name, spec in TABLES.items()}
+        indexes = {**FIRST_INDEXES, **self.header.table_indexes}
+        return Restored(Snapshot(self.header.index, tables, indexes), self._extras)
+
+    def counts(self) -> dict[str, int]:
+        """Rows so far, by table."""
+        return {name: len(rows) for name, rows in self._rows.items()}
+
+    def _take(self, frame: _Frame) -> None:
+        if self._ended:
             raise CorruptionError("snapshot goes on behind its end")
         known = VERSIONS.get(frame.section)
         if known is None or frame.version > known:
@@ -185,30 +227,26 @@ def _read(chunks: Iterable[bytes]) -> Restored:
                 f"snapshot has section {frame.section!r} version {frame.version}, which this server does not know; "
                 "it was written by a newer one"
             )
-        if (frame.section == "header") != (count == 0):
+        if (frame.section == "header") != (self._count == 0):
             raise CorruptionError("snapshot does not begin with its header")
         if frame.section == "header":
-            header = msgspec.msgpack.decode(frame.payload, type=_Header)
-            if header.format != FORMAT:
-                raise CorruptionError(f"not a snapshot of a state but {header.format!r}")
+            self.header = msgspec.msgpack.decode(frame.payload, type=Header)
+            if self.header.format != FORMAT:
+                raise CorruptionError(f"not a snapshot of a state but {self.header.format!r}")
         elif frame.section == "jobs":
-            jobs.extend(msgspec.msgpack.decode(frame.payload, type=list[Job]))
+            self._jobs.extend(msgspec.msgpack.decode(frame.payload, type=list[Job]))
         elif frame.section == "table":
             piece = msgspec.msgpack.decode(frame.payload, type=_Piece)
-            rows[piece.table].update(_rows_in(TABLES[piece.table], piece.rows, jobs))
+            spec = TABLES[piece.table]
+            self._rows[piece.table].update(_rows_in(spec, piece.rows, self._jobs))
         elif frame.section == "extra":
             extra = msgspec.msgpack.decode(frame.payload, type=_Extra)
-            extras.setdefault(extra.name, []).append(extra.data)
+            self._extras.setdefault(extra.name, []).append(extra.data)
         else:
-            ended = True
-            if msgspec.msgpack.decode(frame.payload, type=int) != count:
+            self._ended = True
+            if msgspec.msgpack.decode(frame.payload, type=int) != self._count:
                 raise CorruptionError("snapshot lacks frames")
-    if header is None or not ended:
-        raise CorruptionError("snapshot ends before its end")
-    tables = {name: table_of(spec, rows[name].items()) for name, spec in TABLES.items()}
-    return Restored(
-        Snapshot(header.index, tables, {**FIRST_INDEXES, **header.table_indexes}), extras
-    )
+        self._count += 1
 
 
 def _rows_in(
@@ -237,22 +275,3 @@ def _job_at(jobs: list[Job], position: int) -> Job:
     if position < 0:
         raise IndexError(f"job {position}")
     return jobs[position]
-
-
-def _frames(chunks: Iterable[bytes]) -> Iterator[_Frame]:
-    buffer = bytearray()
-    for chunk in chunks:
-        buffer += chunk
-        start = 0
-        while len(buffer) - start >= 4:
-            size = int.from_bytes(buffer[start : start + 4], "big")
-            if size > MAX_FRAME:
-                raise CorruptionError(f"snapshot has a frame of {size} bytes")
-            if len(buffer) - start - 4 < size:
-                break
-            body = bytes(buffer[start + 4 : start + 4 + size])
-            start += 4 + size
-            yield msgspec.msgpack.decode(body, type=_Frame)
-        del buffer[:start]
-    if buffer:
-        raise CorruptionError("snapshot ends within a frame")

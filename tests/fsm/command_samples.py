@@ -124,6 +124,8 @@ COMMANDS: list[c.Command] = [
     c.VariableReseal(
         variables=[c.Resealed("default", "app/config", b"n" * 12, Sealed("k2", b"m" * 12, b"data"))]
     ),
+    c.RestorePart(restore_id="r1", number=2, data=b"piece"),
+    c.Restore(restore_id="r1", parts=3, sha256="ab" * 32),
 ]
 
 

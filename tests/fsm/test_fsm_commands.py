@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nomadpy.errors import NomadError
-from nomadpy.fsm.apply import _HANDLERS
+from nomadpy.fsm.apply import _HANDLERS, _WHOLE_STATE
 from nomadpy.fsm.commands import (
     COMPRESS_ABOVE,
     Command,
@@ -37,7 +37,7 @@ def test_a_command_survives_the_log(command: Command) -> None:
 
 def test_every_command_has_a_case_a_handler_and_a_tag_of_its_own() -> None:
     assert [type(command) for command in COMMANDS] == list(KINDS) == list(_in_tag_order())
-    assert set(_HANDLERS) == set(KINDS)
+    assert set(_HANDLERS) | set(_WHOLE_STATE) == set(KINDS)
     assert [kind.__struct_config__.tag for kind in KINDS] == list(range(1, len(KINDS) + 1))
 
 
