@@ -148,6 +148,16 @@ async def test_a_list_shows_neither_items_nor_lock_ids_and_goes_by_pages() -> No
         assert await world.get("Variables.List", namespace="other") == []
 
 
+async def test_paths_are_found_by_a_search() -> None:
+    async with running() as world:
+        for path in ("app/one", "app/two", "other"):
+            await Client(world, path).do("set", items={"a": "b"})
+        found = await world.get("Search.Prefix", "app/", flags={"context": "vars"})
+        assert found["Matches"] == {"vars": ["app/one", "app/two"]}
+        found = await world.get("Search.Prefix", "app/", flags={"context": "all"}, namespace="none")
+        assert found["Matches"]["vars"] == []
+
+
 async def test_check_and_set_tells_what_is_in_the_way() -> None:
     async with running() as world:
         client = Client(world)

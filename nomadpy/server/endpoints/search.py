@@ -14,9 +14,9 @@ from nomadpy.server.query import Found
 from nomadpy.state.store import Snapshot
 
 LIMIT = 20
-CONTEXTS = ("allocs", "jobs", "nodes", "node_pools", "evals", "deployment", "namespaces")
+CONTEXTS = ("allocs", "jobs", "nodes", "node_pools", "evals", "deployment", "namespaces", "vars")
 # Contexts of the wire whose objects do not exist here yet: they match nothing.
-EMPTY = ("plugins", "volumes", "scaling_policy", "vars", "host_volumes")
+EMPTY = ("plugins", "volumes", "scaling_policy", "host_volumes")
 
 
 class Search:
@@ -68,6 +68,10 @@ def _ids(snapshot: Snapshot, context: str, request: calls.Read) -> list[str]:
         "jobs": lambda: (j.id for j in snapshot.jobs(None) if visible(j.namespace)),
         "deployment": lambda: (d.id for d in snapshot.deployments() if visible(d.namespace)),
         "node_pools": lambda: (p.name for p in snapshot.node_pools()),
+        "vars": lambda: (
+            v.path
+            for v in snapshot.variables(None if namespace == ALL_NAMESPACES else namespace, prefix)
+        ),
         "namespaces": lambda: (n.name for n in snapshot.namespaces()),
     }
     found: list[str] = []
