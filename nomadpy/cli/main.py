@@ -70,6 +70,11 @@ COMMANDS: dict[str, Entry] = {
     "operator root keyring list": Entry("operator_keyring", "list_", "List the root keys"),
     "operator root keyring remove": Entry("operator_keyring", "remove", "Remove a root key"),
     "operator root keyring rotate": Entry("operator_keyring", "rotate", "Make a new root key"),
+    "operator snapshot inspect": Entry("operator_snapshot", "inspect", "Check and show a snapshot"),
+    "operator snapshot restore": Entry(
+        "operator_snapshot", "restore", "Replace the state by a snapshot"
+    ),
+    "operator snapshot save": Entry("operator_snapshot", "save", "Save the state into a file"),
     "operator scheduler get-config": Entry(
         "operator", "scheduler", "Show the scheduler's settings"
     ),
@@ -79,6 +84,9 @@ COMMANDS: dict[str, Entry] = {
     "server force-leave": Entry("status", "force_leave", "Treat a failed server as gone"),
     "server join": Entry("status", "join", "Join this server to others"),
     "server members": Entry("status", "members", "List the servers"),
+    "simulate nodes": Entry(
+        "simulate", "nodes", "Register nodes that run nothing, to measure servers"
+    ),
     "status": Entry("status", "status", "Show whatever has this id, or all jobs"),
     "system gc": Entry("status", "gc", "Collect garbage now"),
     "system reconcile summaries": Entry("status", "reconcile", "Count the job summaries anew"),
