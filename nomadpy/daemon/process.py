@@ -21,7 +21,7 @@ from agent.link import Attachments, ClientCaller, LocalLink, caller_of_servers, 
 from agent.logs import RotatedLogs
 from agent.server_list import ServerList
 from agent.stats import HostSampler
-from nomadpy import logs
+from nomadpy import logs, mutations
 from nomadpy.api.app import create_app
 from nomadpy.api.context import ApiConfig
 from nomadpy.api.server import ApiServer
@@ -139,7 +139,7 @@ class Node:
         home = Path(config.server.data_dir) / "raft"
         home.mkdir(mode=0o700, parents=True, exist_ok=True)
         server_id = _persistent_id(home / SERVER_ID_FILE, self._entropy.uuid)
-        return ServerProcess(
+        process = ServerProcess(
             server_settings(config, server_id, self._rpc, self._http),
             raft_config(config, server_id, self._rpc),
             network=self.network,
@@ -152,6 +152,10 @@ class Node:
             metrics=self.metrics,
             keyring=self._keyring(),
         )
+        mutations.apply(
+            process.server, os.environ, self._material.ca_pem if self._material else None
+        )
+        return process
 
     def _keyring(self) -> Keyring:
         said = keyring_settings(self.config)

@@ -1,0 +1,1 @@
+"""Nemeses: faults, each with its undoing."""

@@ -1,0 +1,102 @@
+"""Faults of processes: killed, stopped for a while, restarted one after another or all at once."""
+
+from __future__ import annotations
+
+import threading
+
+from jepsen_style.checker.monotonic import RESTARTS
+from jepsen_style.cluster import OwnCluster
+from jepsen_style.nemesis.base import Nemesis, Note, Target, targets
+from nomadpy.entropy import Entropy
+
+
+class Kill(Nemesis):
+    """SIGKILL; started again at the end."""
+
+    def __init__(self, cluster: OwnCluster, note: Note, target: Target) -> None:
+        super().__init__(cluster, note)
+        self._target = target
+        self._struck: list[str] = []
+
+    def begin(self, source: Entropy) -> str:
+        self._struck = targets(self.cluster, self._target, source)
+        for name in self._struck:
+            self.cluster.hosts[name].kill()
+        return ", ".join(self._struck)
+
+    def end(self) -> None:
+        for name in self._struck:
+            if not self.cluster.alive(name):
+                self.cluster.start_node(name)
+                self.note(RESTARTS, name)
+        self._struck = []
+
+
+class Pause(Nemesis):
+    """SIGSTOP, then SIGCONT: the process does not know that time has passed."""
+
+    def __init__(self, cluster: OwnCluster, note: Note, target: Target) -> None:
+        super().__init__(cluster, note)
+        self._target = target
+        self._struck: list[str] = []
+
+    def begin(self, source: Entropy) -> str:
+        self._struck = targets(self.cluster, self._target, source)
+        for name in self._struck:
+            self.cluster.pause(name)
+        return ", ".join(self._struck)
+
+    def end(self) -> None:
+        for name in self._struck:
+            self.cluster.resume(name)
+        self._struck = []
+
+
+class RestartAll(Nemesis):
+    """Every node is killed and started again at once."""
+
+    def begin(self, source: Entropy) -> str:  # noqa: ARG002
+        for name in self.cluster.names:
+            self.cluster.hosts[name].kill()
+        self.end()
+        return "all at once"
+
+    def end(self) -> None:
+        for name in self.cluster.names:
+            if not self.cluster.alive(name):
+                self.cluster.start_node(name)
+                self.note(RESTARTS, name)
+
+
+class RollingRestart(Nemesis):
+    """Each node is stopped in order and started again, the next when the one before answers: an upgrade."""
+
+    def __init__(self, cluster: OwnCluster, note: Note) -> None:
+        super().__init__(cluster, note)
+        self._over = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def begin(self, source: Entropy) -> str:
+        order = list(self.cluster.names)
+        source.shuffle(order)
+        self._over.clear()
+        self._thread = threading.Thread(target=self._roll, args=(order,), name="rolling-restart")
+        self._thread.start()
+        return " then ".join(order)
+
+    def _roll(self, order: list[str]) -> None:
+        for name in order:
+            if self._over.is_set():
+                return
+            self.cluster.hosts[name].stop()
+            self.cluster.start_node(name)
+            self.note(RESTARTS, name)
+            while self.cluster.leader_seen_by(name) in ("", "?"):
+                if self._over.wait(0.1):
+                    return
+
+    def end(self) -> None:
+        self._over.set()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None

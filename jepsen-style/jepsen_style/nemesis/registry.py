@@ -1,0 +1,57 @@
+"""All nemeses by name: fault-target."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import msgspec
+
+from jepsen_style.cluster import OwnCluster
+from jepsen_style.nemesis.base import TARGETS, Nemesis, Note
+from jepsen_style.nemesis.partition import GRUDGES, Partition
+from jepsen_style.nemesis.process import Kill, Pause, RestartAll, RollingRestart
+
+Make = Callable[[OwnCluster, Note], Nemesis]
+
+
+class Kind(msgspec.Struct, frozen=True):
+    """A nemesis that may be asked for. needs_network: hosts of their own, which only root can make."""
+
+    make: Make
+    about: str
+    needs_network: bool = False
+
+
+NEMESES: dict[str, Kind] = {
+    **{
+        f"kill-{t}": Kind(partial(Kill, target=t), f"SIGKILL {t}, start again later")
+        for t in TARGETS
+    },
+    **{
+        f"pause-{t}": Kind(partial(Pause, target=t), f"SIGSTOP {t}, SIGCONT later") for t in TARGETS
+    },
+    "restart-all": Kind(RestartAll, "SIGKILL all, start all at once"),
+    "restart-rolling": Kind(RollingRestart, "stop and start one after another, as an upgrade does"),
+    **{
+        f"partition-{name}": Kind(
+            partial(Partition, grudge=grudge),
+            (grudge.__doc__ or "").split(".")[0].lower(),
+            needs_network=True,
+        )
+        for name, grudge in GRUDGES.items()
+    },
+}
+
+
+def expand(names: list[str]) -> list[str]:
+    """Names of nemeses; a fault without a target means all of its targets. Raises ValueError for an unknown one."""
+    found: list[str] = []
+    for name in names:
+        matches = [n for n in NEMESES if n == name] or [
+            n for n in NEMESES if n.startswith(f"{name}-")
+        ]
+        if not matches and name != "none":
+            raise ValueError(f"there is no nemesis {name!r}; see --list")
+        found += [m for m in matches if m not in found]
+    return found

@@ -1,0 +1,332 @@
+"""One run: the cluster up, clients and faults against the clock, everything healed, the history on disk."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import msgspec
+
+from jepsen_style import generator
+from jepsen_style.client import NodeClient, NotDoneError, OutcomeUnknownError
+from jepsen_style.cluster import Cluster, GivenCluster, OwnCluster
+from jepsen_style.history import NEMESIS, OBSERVER, Kind, Op, Recorder
+from jepsen_style.nemesis.base import Nemesis
+from jepsen_style.nemesis.registry import NEMESES
+from jepsen_style.network import Network
+from jepsen_style.undo import UndoList
+from jepsen_style.workload.base import Outcome, Reads, Request, Workload
+from jepsen_style.workload.registry import WORKLOADS
+from nomadpy.clock import SystemClock
+
+READY_S = 40.0
+OBSERVE_S = 0.2
+
+Say = Callable[[str], None]
+
+
+class Options(msgspec.Struct, frozen=True, kw_only=True):
+    """What a run is to be. rate: requests a second of all clients together, 0 for as fast as they can."""
+
+    workload: str = "register"
+    nemeses: list[str] = []
+    time_limit_s: float = 30.0
+    liveness_s: float = 5.0
+    concurrency: int = 9
+    rate: float = 0.0
+    seed: int = 0
+    nodes: int = 3
+    reads: Reads = "default"
+    mutation: str = ""
+    timeout_s: float = 5.0
+    command: str = ""
+
+
+class Run(msgspec.Struct, frozen=True, kw_only=True):
+    """What is kept about a run beside its history. began: RFC 3339, as the nodes' logs have it."""
+
+    options: Options
+    nodes: list[str]
+    began_ns: int
+    version: str
+
+
+class _Time:
+    """Nanoseconds since the run began."""
+
+    def __init__(self) -> None:
+        self._clock = SystemClock()
+        self._zero = self._clock.monotonic()
+
+    def ns(self) -> int:
+        return int((self._clock.monotonic() - self._zero) * 1e9)
+
+    def seconds(self) -> float:
+        return self._clock.monotonic() - self._zero
+
+
+@contextlib.contextmanager
+def own_cluster(options: Options, say: Say) -> Iterator[OwnCluster]:
+    """A cluster of the kit's own that leaves nothing behind, also when the kit is killed (`run.py heal`)."""
+    undo = UndoList()
+    folder = Path(tempfile.mkdtemp(prefix="nomadpy-jepsen-"))
+    undo.note("folder", str(folder))
+    try:
+        network = None
+        if any(NEMESES[n].needs_network for n in options.nemeses):
+            network = Network(options.nodes, undo)
+            network.up()
+        cluster = OwnCluster(
+            folder / "nodes", options.nodes, mutation=options.mutation, network=network
+        )
+        with cluster:
+            cluster.prepare()
+            cluster.start()
+            say(f"{cluster.await_leader(seconds=READY_S)} leads")
+            yield cluster
+    finally:
+        undo.undo_all()
+
+
+class Runner:
+    """Runs one workload against one cluster and writes the history."""
+
+    def __init__(self, options: Options, cluster: Cluster, folder: Path, run_id: str) -> None:
+        self.options = options
+        self.cluster = cluster
+        self.folder = folder
+        self.workload: Workload = WORKLOADS[options.workload](f"jepsen/{run_id}", options.reads)
+        self._time = _Time()
+        self._recorder = Recorder(folder / "history.jsonl")
+        self._lock = threading.Lock()
+        self._phase = ""
+        self._phase_over = threading.Event()
+        self._over = threading.Event()
+        self._failure: BaseException | None = None
+
+    def run(self, say: Say) -> None:
+        """Everything but the verdict. Raises what went wrong in the kit itself; the history is closed in any case."""
+        names = self.cluster.names
+        observers = [
+            threading.Thread(
+                target=self._guarded, args=(self._observe, name), name=f"observe-{name}"
+            )
+            for name in names
+        ]
+        try:
+            for thread in observers:
+                thread.start()
+            for phase in generator.phases(self.options.time_limit_s, self.options.liveness_s):
+                say(f"{self._time.seconds():6.1f} s  {phase.name}")
+                self._phase = phase.name
+                if phase.name == "heal":
+                    self._heal()
+                elif phase.name == "final":
+                    self._finals()
+                else:
+                    self._work(phase, say)
+        finally:
+            self._phase_over.set()
+            self._over.set()
+            for thread in observers:
+                thread.join()
+            self._recorder.close()
+        if self._failure is not None:
+            raise RuntimeError("a part of the kit failed") from self._failure
+
+    def clean(self) -> None:
+        """Remove what the workload wrote."""
+        client = self.cluster.client(self.cluster.names[0], 30.0)
+        try:
+            self.workload.clean(client)
+        finally:
+            client.close()
+
+    # -- phases -----------------------------------------------------------------------------------------------
+
+    def _work(self, phase: generator.Phase, say: Say) -> None:
+        self._phase_over.clear()
+        threads = [
+            threading.Thread(
+                target=self._guarded, args=(self._serve, worker), name=f"client-{worker}"
+            )
+            for worker in range(self.options.concurrency)
+        ]
+        for thread in threads:
+            thread.start()
+        try:
+            if phase.name == "safety":
+                self._strike(say)
+                self._wait_until(phase.seconds)
+            else:
+                self._wait_until(self._time.seconds() + phase.seconds)
+        finally:
+            self._phase_over.set()
+            for thread in threads:
+                thread.join()
+
+    def _wait_until(self, moment_s: float) -> bool:
+        """Wait for a moment of the run; False when a part of the kit has failed meanwhile."""
+        self._over.wait(max(0.0, moment_s - self._time.seconds()))
+        return not self._over.is_set()
+
+    def _strike(self, say: Say) -> None:
+        options = self.options
+        if not isinstance(self.cluster, OwnCluster):
+            return
+        for step in generator.schedule(options.seed, options.nemeses, options.time_limit_s):
+            if not self._wait_until(step.start_s):
+                return
+            nemesis = NEMESES[step.nemesis].make(self.cluster, self._note)
+            self._fault(nemesis, step, say)
+
+    def _fault(self, nemesis: Nemesis, step: generator.Step, say: Say) -> None:
+        source = generator.chance(self.options.seed, step.seed)
+        try:
+            began = self._time.ns()
+            words = nemesis.begin(source)
+            self._record(NEMESIS, "info", "start", key=step.nemesis, value=words, time=began)
+            say(f"{self._time.seconds():6.1f} s  {step.nemesis}: {words}")
+            self._wait_until(step.end_s)
+        finally:
+            nemesis.end()
+            self._record(NEMESIS, "info", "stop", key=step.nemesis)
+            say(f"{self._time.seconds():6.1f} s  {step.nemesis} undone")
+
+    def _heal(self) -> None:
+        if not isinstance(self.cluster, OwnCluster):
+            return
+        self._record(NEMESIS, "info", "heal")
+        for name in self.cluster.heal():
+            self._note("restarted", name)
+        self.cluster.await_leader(seconds=READY_S)
+
+    def _finals(self) -> None:
+        for number, name in enumerate(self.cluster.names):
+            # Processes of their own; patient, for the faults are over.
+            process = 1_000_000 + number
+            client = self.cluster.client(name, 30.0)
+            try:
+                for request in self.workload.finals():
+                    self._do(process, client, request)
+            finally:
+                client.close()
+
+    # -- threads ----------------------------------------------------------------------------------------------
+
+    def _guarded(self, work: Callable[[object], None], argument: object) -> None:
+        try:
+            work(argument)
+        except BaseException as error:  # noqa: BLE001 - the end of a thread's life; the run tells it
+            self._failure = self._failure or error
+            self._over.set()
+            self._phase_over.set()
+
+    def _serve(self, worker: object) -> None:
+        """One client: request after request at its node; after an unknown outcome it is a new process."""
+        assert isinstance(worker, int)
+        options = self.options
+        source = generator.chance(options.seed, f"{self._phase}/client-{worker}")
+        name = self.cluster.names[worker % len(self.cluster.names)]
+        base = worker if self._phase == "safety" else worker + 500_000
+        process = base
+        client = self.cluster.client(name, options.timeout_s)
+        try:
+            while not self._phase_over.wait(
+                generator.pause_s(source, options.rate, options.concurrency)
+            ):
+                with self._lock:
+                    request = self.workload.request(worker, source)
+                outcome = self._do(process, client, request)
+                with self._lock:
+                    self.workload.learn(worker, request, outcome)
+                if outcome.type == "info":
+                    process += options.concurrency
+                elif outcome.type == "fail" and outcome.version is None:
+                    # Nobody answers: not as fast as the loop can turn.
+                    self._phase_over.wait(0.05)
+        finally:
+            client.close()
+
+    def _do(self, process: int, client: NodeClient, request: Request) -> Outcome:
+        self._record(
+            process,
+            "invoke",
+            request.f,
+            key=request.key,
+            value=request.value,
+            cas=request.cas,
+            node=client.name,
+        )
+        try:
+            outcome = self.workload.perform(client, request)
+        except NotDoneError as error:
+            outcome = Outcome(type="fail", error=str(error))
+        except OutcomeUnknownError as error:
+            outcome = Outcome(type="info", error=str(error))
+        value = outcome.value
+        if outcome.type == "ok" and value is None and request.f != "read":
+            value = request.value
+        self._record(
+            process,
+            outcome.type,
+            request.f,
+            key=request.key,
+            value=value,
+            version=outcome.version,
+            node=client.name,
+            error=outcome.error[:300],
+        )
+        return outcome
+
+    def _observe(self, name: object) -> None:
+        """Who leads, as a node says, whenever that changes."""
+        assert isinstance(name, str)
+        last = None
+        while not self._over.wait(OBSERVE_S):
+            asked = self._time.ns()
+            said = self.cluster.leader_seen_by(name)
+            if said != last:
+                last = said
+                self._record(OBSERVER, "info", "leader", node=name, value=said, time=asked)
+
+    # -- records ----------------------------------------------------------------------------------------------
+
+    def _note(self, what: str, node: str) -> None:
+        self._record(NEMESIS, "info", what, node=node)
+
+    def _record(
+        self,
+        process: int,
+        kind: Kind,
+        f: str,
+        *,
+        key: str = "",
+        value: object = None,
+        version: int | None = None,
+        cas: int | None = None,
+        node: str = "",
+        error: str = "",
+        time: int | None = None,
+    ) -> None:
+        self._recorder.write(
+            Op(
+                time=self._time.ns() if time is None else time,
+                type=kind,
+                process=process,
+                f=f,
+                key=key,
+                value=value,
+                version=version,
+                cas=cas,
+                node=node,
+                error=error,
+                phase=self._phase,
+            )
+        )
+
+
+__all__ = ["GivenCluster", "Options", "Run", "Runner", "own_cluster"]
