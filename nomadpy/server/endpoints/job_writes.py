@@ -309,7 +309,9 @@ class JobWrites:
             submit_time=core.clock.now_ns(),
         )
         return await self._put(
-            revived, request.options, enforce_index=job.job_modify_index if prior else None
+            revived,
+            request.options,
+            enforce_index=job.job_modify_index if prior is not None else None,
         )
 
     async def stability(self, _: CallContext, request: calls.JobStability) -> Answer:

@@ -49,7 +49,7 @@ class Search:
             )
             return Found(index=index, value=value)
 
-        return await self._queries.answer(request.options, [], read)
+        return await self._queries.answer(request.options, [("index",)], read)
 
 
 def _ids(snapshot: Snapshot, context: str, request: calls.Read) -> list[str]:
