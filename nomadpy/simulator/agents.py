@@ -32,6 +32,7 @@ from nomadpy.rpc.pool import Pool
 
 START_S = 0.3
 STOP_S = 0.2
+STEP_S = 0.1
 CALL_TIMEOUT_S = 10.0
 
 
@@ -49,12 +50,23 @@ class SimAgent:
     """One node. `run` is one life of its agent process; `works` outlive it, as tasks outlive an agent."""
 
     def __init__(
-        self, node: Node, servers: list[str], *, network: Network, clock: Clock, entropy: Entropy
+        self,
+        node: Node,
+        servers: list[str],
+        *,
+        network: Network,
+        clock: Clock,
+        entropy: Entropy,
+        pool: Pool | None = None,
+        step_s: float = STEP_S,
     ) -> None:
+        """pool: connections that are shared with others, who close them. step_s: how often tasks are looked at."""
         self.node = node
         self.works: dict[str, Work] = {}
         self._servers = list(servers)
-        self._pool = Pool(network, None, entropy)
+        self._shares_pool = pool is not None
+        self._pool = pool or Pool(network, None, entropy)
+        self._step_s = step_s
         self._clock = clock
         self._entropy = entropy
         self._wake = asyncio.Event()
@@ -68,7 +80,8 @@ class SimAgent:
                 tasks.create_task(self._live(), name="tasks")
                 tasks.create_task(self._report(), name="alloc-report")
         finally:
-            await self._pool.close()
+            if not self._shares_pool:
+                await self._pool.close()
 
     def running(self) -> list[Allocation]:
         """Allocations whose tasks run here now."""
@@ -173,7 +186,7 @@ class SimAgent:
             now = self._clock.monotonic()
             for work in list(self.works.values()):
                 self._step(work, now)
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(self._step_s)
 
     def _step(self, work: Work, now: float) -> None:
         since = now - work.changed_at
