@@ -208,3 +208,19 @@ def test_it_works_with_a_client_certificate_too(
     secure_tool("watch", "--polling", "-x", "stop", "secured")
     assert time.monotonic() - began < 30
     assert tls_cluster.allocs("secured", status="running") == []
+
+
+def test_a_variable_is_kept_as_a_directory(tool: Tool, tmp_path: Path) -> None:
+    (tmp_path / "site.conf").write_text("listen 80;\n")
+    place = ("vardir", "nomad/jobs/site")
+    tool(*place, "put", "site.conf")
+    tool(*place, "set", "colour", "blue")
+    # A heading, then each key with its size.
+    rows = tool(*place, "ls").stdout.splitlines()[1:]
+    assert sorted(r.split() for r in rows) == [["colour", "4"], ["site.conf", "11"]]
+    assert tool(*place, "cat", "site.conf").stdout.rstrip("\n") == "listen 80;"
+    (tmp_path / "site.conf").unlink()
+    tool(*place, "get", "site.conf")
+    assert (tmp_path / "site.conf").read_text() == "listen 80;\n"
+    tool(*place, "rm", "colour")
+    assert tool(*place, "ls").stdout.split()[2:] == ["site.conf", "11"]

@@ -277,3 +277,22 @@ def test_without_a_certificate_the_library_is_turned_away(tls_cluster: RealClust
     )
     with pytest.raises(exceptions.BaseNomadException, match=r"(?i)certificate|reset|aborted"):
         nobody.jobs.get_jobs()
+
+
+def test_variables_are_written_with_check_and_set_read_and_deleted(api: nomad.Nomad) -> None:
+    path = "shop/till"
+    made = api.variable.create_variable(path, {"Path": path, "Items": {"pin": "1234"}}, cas=0)
+    assert made["Items"] == {"pin": "1234"}
+    assert path in api.variable
+    with pytest.raises(exceptions.VariableConflict):
+        api.variable.create_variable(path, {"Path": path, "Items": {"pin": "0"}}, cas=0)
+    index = made["ModifyIndex"]
+    api.variable.create_variable(path, {"Path": path, "Items": {"pin": "5"}}, cas=index)
+    assert api.variable[path]["Items"] == {"pin": "5"}
+    (row,) = api.variables.get_variables(prefix="shop/")
+    assert (row["Path"], "Items" in row) == (path, False)
+    assert path in api.variables
+    with pytest.raises(exceptions.VariableConflict):
+        api.variable.delete_variable(path, cas=index)
+    api.variable.delete_variable(path)
+    assert path not in api.variable
