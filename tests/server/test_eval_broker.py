@@ -130,6 +130,29 @@ def test_a_forgotten_evaluation_is_never_handed_out_and_frees_its_job() -> None:
     assert queue.is_outstanding("eval-2", "t")
 
 
+def test_a_moment_to_wait_for_counts_more_than_a_length_of_time() -> None:
+    queue = broker()
+    # Offered again by the next leader, when most of the time is over.
+    put(queue, evaluation(1, wait=60 * 10**9, wait_until=from_ns(100 * 10**9)), now=90.0)
+    assert queue.next_deadline() == 100.0
+
+
+def test_a_full_broker_turns_away_and_says_once_that_there_is_room_again() -> None:
+    queue = broker(max_pending=4)
+    put(queue, *(evaluation(number) for number in range(6)))
+    assert not queue.knows("eval-5")
+    assert not queue.take_overflow()
+    for number in range(3):
+        taken = queue.dequeue(TYPES, "t", now=0.0)
+        assert taken is not None
+        assert taken.create_index == number
+        queue.ack(taken.id, "t", now=0.0, now_ns=0)
+    assert queue.take_overflow()
+    assert not queue.take_overflow()
+    put(queue, evaluation(5))
+    assert queue.knows("eval-5")
+
+
 def test_a_disabled_broker_takes_and_gives_nothing() -> None:
     queue = broker()
     put(queue, evaluation(1))

@@ -162,6 +162,21 @@ async def test_a_paused_broker_hands_out_nothing_until_it_is_let_go_on() -> None
         assert len(node.wanted()) == 1
 
 
+async def test_evaluations_that_the_broker_had_no_room_for_are_offered_again() -> None:
+    async with running(schedulers=0) as world:
+        duties = world.leader.server.duties
+        duties.broker._max_pending = 2
+        await world.node()
+        made = [(await world.register(job(f"j{number}", cpu=10)))["EvalID"] for number in range(4)]
+        assert [duties.broker.knows(identity) for identity in made] == [True, True, False, False]
+        for _ in range(2):
+            taken = duties.broker.dequeue(["service"], "t", now=0.0)
+            assert taken is not None
+            duties.broker.ack(taken.id, "t", now=0.0, now_ns=0)
+        await asyncio.sleep(61)
+        assert [duties.broker.knows(identity) for identity in made[2:]] == [True, True]
+
+
 async def test_an_evaluation_of_an_unknown_type_stays_out_of_the_workers_way() -> None:
     async with running() as world:
         await world.node()

@@ -52,7 +52,6 @@ log = logs.get(__name__)
 TERMINAL = ("complete", "failed", "lost")
 SILENT = ("down", "disconnected")
 RETRY_BLOCKED_S = 60.0
-SWEEP_S = 30.0
 
 
 class LeaderDuties:
@@ -264,6 +263,10 @@ class LeaderDuties:
             await asyncio.sleep(RETRY_BLOCKED_S)
             for evaluation in self.blocked.unblock_failed():
                 self._enqueue(evaluation)
+            if self.broker.take_overflow():
+                for evaluation in self._core.snapshot().evals():
+                    if evaluation.status == "pending" and not self.broker.knows(evaluation.id):
+                        self._enqueue(evaluation)
 
     async def _nodes_expired(self, node_ids: list[str]) -> None:
         """Heartbeats were missed: mark the nodes down or disconnected and have their jobs looked at."""

@@ -43,10 +43,16 @@ class EvalBroker:
     """The queues of the leader. Disabled (and empty) on every other server."""
 
     def __init__(
-        self, *, nack_timeout_s: float = NACK_TIMEOUT_S, delivery_limit: int = DELIVERY_LIMIT
+        self,
+        *,
+        nack_timeout_s: float = NACK_TIMEOUT_S,
+        delivery_limit: int = DELIVERY_LIMIT,
+        max_pending: int = MAX_PENDING,
     ) -> None:
         self._nack_timeout_s = nack_timeout_s
         self._delivery_limit = delivery_limit
+        self._max_pending = max_pending
+        self.overflowed = False
         self.enabled = False
         self._known: dict[str, int] = {}  # evaluation id -> deliveries so far
         self._ready: dict[str, list[tuple[int, int, str]]] = {}  # type -> heap
@@ -64,6 +70,7 @@ class EvalBroker:
         """Turn the broker on or off; off forgets everything (state has it all)."""
         self.enabled = enabled
         if not enabled:
+            self.overflowed = False
             for queue in (
                 self._known,
                 self._ready,
@@ -85,18 +92,31 @@ class EvalBroker:
             if evaluation.id in self._unacked:
                 self._requeue[evaluation.id] = evaluation
             return
-        if len(self._known) >= MAX_PENDING:
-            # State keeps it as pending; the periodic sweep offers it again when there is room.
+        if len(self._known) >= self._max_pending:
+            # State keeps it as pending, and the leader offers it again; see take_overflow.
+            self.overflowed = True
             return
         self._known[evaluation.id] = 0
         self._evals[evaluation.id] = evaluation
         wait_s = evaluation.wait / 1e9
-        if evaluation.wait_until and (until := to_ns(evaluation.wait_until)) > 0:
-            wait_s = max(wait_s, (until - now_ns) / 1e9)
+        if (until := to_ns(evaluation.wait_until)) > 0:
+            # The moment holds over a change of leaders, which a length of time does not.
+            wait_s = (until - now_ns) / 1e9
         if wait_s > 0:
             heapq.heappush(self._delayed, (now + wait_s, evaluation.id))
         else:
             self._make_ready(evaluation)
+
+    def take_overflow(self) -> bool:
+        """True once when evaluations were turned away and there is room again: then all pending ones are to be offered."""
+        if not self.overflowed or len(self._known) >= self._max_pending // 2:
+            return False
+        self.overflowed = False
+        return True
+
+    def knows(self, eval_id: str) -> bool:
+        """Whether the evaluation is anywhere in here."""
+        return eval_id in self._known
 
     def forget_job(self, namespace: str, job_id: str) -> list[str]:
         """Drop what waits behind the job's running evaluation; returns the ids (they are to be cancelled)."""
