@@ -6,7 +6,7 @@ import asyncio
 import json
 
 import pytest
-from test_node import Cluster, Member, cluster, until
+from raft_members import Cluster, Member, cluster, until
 
 from nomadpy.errors import ConfigError, InvalidRequestError, NomadError
 from nomadpy.raft import PeerSpec
