@@ -76,10 +76,12 @@ def _set_statuses(tx: Transaction, changes: list[Change]) -> None:
         if change.table == "jobs":
             collected.setdefault(change.key, False)
         elif change.table in ("allocs", "evals", "deployments"):
-            row = change.before if change.after is None else change.after
             gone = change.after is None and change.table != "deployments"
-            key = (row.namespace, row.job_id)
-            collected[key] = collected.get(key, False) or gone
+            # A row that went over to another job concerns both.
+            for row in (change.before, change.after):
+                if row is not None:
+                    key = (row.namespace, row.job_id)
+                    collected[key] = collected.get(key, False) or gone
     for key, gone in collected.items():
         job = tx.job(*key)
         if job is None:
