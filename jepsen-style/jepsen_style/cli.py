@@ -106,6 +106,7 @@ def _parser() -> argparse.ArgumentParser:
         help="several with commas; a fault without target is all of its",
     )
     add("--time-limit", type=float, default=30.0, metavar="S", help="seconds of work under faults")
+    add("--liveness", type=float, default=5.0, metavar="S", help="seconds of work after all faults")
     add("--concurrency", type=int, default=9, metavar="N", help="clients")
     add("--rate", type=float, default=0.0, help="requests a second of all clients; 0: no limit")
     add("--seed", type=int, default=1, help="decides requests and faults")
@@ -156,6 +157,7 @@ def _one(chosen: argparse.Namespace, workload: str, nemesis: str) -> int:
         workload=workload,
         nemeses=nemeses,
         time_limit_s=chosen.time_limit,
+        liveness_s=chosen.liveness,
         concurrency=chosen.concurrency,
         rate=chosen.rate,
         seed=chosen.seed,
@@ -205,6 +207,7 @@ def _command_of(chosen: argparse.Namespace, workload: str, nemeses: list[str]) -
     words += ["--time-limit", f"{chosen.time_limit:g}", "--concurrency", str(chosen.concurrency)]
     words += ["--seed", str(chosen.seed), "--nodes", str(chosen.nodes)]
     for flag, value, default in (
+        ("--liveness", f"{chosen.liveness:g}", "5"),
         ("--rate", f"{chosen.rate:g}", "0"),
         ("--reads", chosen.reads, "default"),
         ("--mutation", chosen.mutation, ""),

@@ -239,8 +239,8 @@ def _leaders(history: History, nodes: Sequence[str], axis: _Axis) -> str:
         y = 6 + row * 18
         shapes.append(_label(y + 11, node))
         said = [op for op in history.events(OBSERVER) if op.f == "leader" and op.node == node]
-        for op, after in zip(said, [*said[1:], None], strict=True):
-            end = after.time if after else axis.end_ns
+        ends = [*(op.time for op in said[1:]), axis.end_ns]
+        for op, end in zip(said, ends, strict=False):
             who = str(op.value)
             width = max(1.0, axis.x(end) - axis.x(op.time))
             words = {"": "no leader", "?": "no answer"}.get(who, f"{who} leads")

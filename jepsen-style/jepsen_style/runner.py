@@ -12,7 +12,7 @@ import msgspec
 
 from jepsen_style import generator
 from jepsen_style.client import NodeClient, NotDoneError, OutcomeUnknownError
-from jepsen_style.cluster import Cluster, GivenCluster, OwnCluster
+from jepsen_style.cluster import Cluster, OwnCluster
 from jepsen_style.history import NEMESIS, OBSERVER, Kind, Op, Recorder
 from jepsen_style.nemesis.base import Nemesis
 from jepsen_style.nemesis.registry import NEMESES
@@ -21,6 +21,7 @@ from jepsen_style.undo import UndoList
 from jepsen_style.workload.base import Outcome, Reads, Request, Workload
 from jepsen_style.workload.registry import WORKLOADS
 from nomadpy.clock import SystemClock
+from nomadpy.demo.client import until
 
 READY_S = 40.0
 OBSERVE_S = 0.2
@@ -110,6 +111,8 @@ class Runner:
     def run(self, say: Say) -> None:
         """Everything but the verdict. Raises what went wrong in the kit itself; the history is closed in any case."""
         names = self.cluster.names
+        self._await_writes()
+        self._time = _Time()
         observers = [
             threading.Thread(
                 target=self._guarded, args=(self._observe, name), name=f"observe-{name}"
@@ -142,6 +145,15 @@ class Runner:
         client = self.cluster.client(self.cluster.names[0], 30.0)
         try:
             self.workload.clean(client)
+        finally:
+            client.close()
+
+    def _await_writes(self) -> None:
+        """A new cluster has a leader before it has the keys that variables need."""
+        client = self.cluster.client(self.cluster.names[0], 30.0)
+        path = f"/v1/var/{self.workload.prefix}/ready"
+        try:
+            until(lambda: _accepted(client, path), seconds=READY_S, what="the first write")
         finally:
             client.close()
 
@@ -329,4 +341,8 @@ class Runner:
         )
 
 
-__all__ = ["GivenCluster", "Options", "Run", "Runner", "own_cluster"]
+def _accepted(client: NodeClient, path: str) -> bool:
+    try:
+        return client.send("PUT", path, {"Items": {"value": "true"}}).status == 200
+    except (NotDoneError, OutcomeUnknownError):
+        return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 
 from jepsen_style.checker.result import Result
@@ -15,7 +16,7 @@ def quantile(ordered: Sequence[float], q: float) -> float:
     """The q-quantile of values in rising order, by nearest rank; 0 for none."""
     if not ordered:
         return 0.0
-    return ordered[min(len(ordered) - 1, max(0, round(q * len(ordered) + 0.5) - 1))]
+    return ordered[max(0, math.ceil(q * len(ordered)) - 1)]
 
 
 def faults(history: History) -> list[tuple[int, int, str]]:
@@ -39,10 +40,12 @@ def is_write(call: Call) -> bool:
 
 
 def longest_outage(calls: Sequence[Call]) -> tuple[int, int]:
-    """The longest time without the end of a successful write: (from, to), (0, 0) for fewer than two writes."""
+    """The longest time without the end of a successful write, from the first call to the end of the last: (from, to)."""
+    if not calls:
+        return 0, 0
     ends = sorted(c.done.time for c in calls if is_write(c) and c.done.type == "ok")
-    gaps = itertools.pairwise(ends)
-    return max(gaps, key=lambda gap: gap[1] - gap[0], default=(0, 0))
+    borders = [min(c.start_ns for c in calls), *ends, max(c.done.time for c in calls)]
+    return max(itertools.pairwise(borders), key=lambda gap: gap[1] - gap[0])
 
 
 def check_perf(history: History) -> Result:
@@ -84,7 +87,8 @@ def check_liveness(history: History, nodes: Sequence[str]) -> Result:
     asked = {c.invoke.node for c in calls}
     if not silent:
         first = min(c.done.time for c in calls if c.done.type == "ok")
-        began = min(c.start_ns for c in calls)
+        healed = [op.time for op in history.events(NEMESIS) if op.f == "heal"]
+        began = healed[0] if healed else min(c.start_ns for c in calls)
         return Result(
             checker="liveness",
             valid=True,
