@@ -154,6 +154,7 @@ class Runner:
         path = f"/v1/var/{self.workload.prefix}/ready"
         try:
             until(lambda: _accepted(client, path), seconds=READY_S, what="the first write")
+            client.send("DELETE", path)
         finally:
             client.close()
 
