@@ -494,6 +494,17 @@ async def test_a_lock_outlives_snapshots_and_restarts_of_all_servers() -> None:
         assert (await Client(world, "x149").get())["Items"] == {"n": "149"}
 
 
+async def test_a_restored_state_has_its_locks_for_their_full_time() -> None:
+    async with running() as world:
+        client = Client(world)
+        lock_id = await client.lock(ttl_s=10, delay_s=1)
+        await asyncio.sleep(8)
+        world.leader.store.replace(world.state)
+        await asyncio.sleep(8)
+        await client.do("set", items={"who": "holder"}, lock_id=lock_id)
+        await world.until(lambda: not world.state.locked_variables(), seconds=5)
+
+
 # -- keys -----------------------------------------------------------------------------------------------
 
 
