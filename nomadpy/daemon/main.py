@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import sys
 from collections.abc import Mapping
 from typing import Any
 
 from nomadpy import __version__, logs
+from nomadpy.clock import SystemClock
 from nomadpy.config.load import load, unused_settings
 from nomadpy.config.model import Config
+from nomadpy.daemon.cycles import collect_what_is_new
 from nomadpy.daemon.process import Node, describe, discard_temporary, serve
 
 log = logs.get(__name__)
@@ -45,9 +46,7 @@ async def _run(config: Config) -> int:
 
     def started() -> None:
         _say("==> nomadpy agent started! Log data will stream in below:\n")
-        # What is alive now stays alive: the collector need not look at it again and again.
-        gc.collect()
-        gc.freeze()
+        collect_what_is_new(SystemClock())
 
     return await serve(node, started)
 
