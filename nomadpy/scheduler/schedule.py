@@ -6,7 +6,7 @@ the plan, or writes the evaluations when there is none.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 from nomadpy.entropy import Entropy
 from nomadpy.errors import InvalidRequestError, NomadError
@@ -67,7 +67,7 @@ def schedule(
 
 
 def schedule_batch(
-    evaluations: Iterable[Evaluation],
+    evaluations: Sequence[Evaluation],
     snapshot: Snapshot,
     *,
     now_ns: int,
@@ -83,7 +83,7 @@ def schedule_batch(
         table = NodeTable()
         table.catch_up(snapshot)
     try:
-        for evaluation in evaluations:
+        for number, evaluation in enumerate(evaluations, 1):
             try:
                 decision = schedule(
                     evaluation, snapshot, now_ns=now_ns, entropy=entropy, table=table
@@ -92,7 +92,7 @@ def schedule_batch(
                 decisions.append(error)
                 continue
             decisions.append(decision)
-            if decision.plan is not None:
+            if decision.plan is not None and number < len(evaluations):
                 table.assume(decision.plan)
     finally:
         table.forget_assumed()

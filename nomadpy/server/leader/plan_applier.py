@@ -153,8 +153,9 @@ class PlanApplier:
                 self._queue.popleft()
                 with metrics.timed("nomad.nomad.plan.evaluate"):
                     committed, rejected = check_plan(snapshot, plan, self.table)
-                    freed.update(_frees(self.table, committed))
-                    self.table.assume(committed)
+                    if self._queue:
+                        freed.update(_frees(self.table, committed))
+                        self.table.assume(committed)
                 if rejected:
                     metrics.count("nomad.nomad.plan.node_rejected", len(rejected))
                 batch.append((queued, split_plan(committed), rejected))
