@@ -11,7 +11,13 @@ import pytest
 from server.server_world import World, running
 
 from nomadpy.daemon.server_process import ServerProcess
-from nomadpy.errors import ConfigError, InvalidRequestError, NomadError, NotFoundError
+from nomadpy.errors import (
+    ConfigError,
+    InvalidRequestError,
+    NomadError,
+    NotFoundError,
+    UnreachableError,
+)
 from nomadpy.fsm.commands import RootKeyUpsert
 from nomadpy.models.calls import VariableApply, VariableReply, Write
 from nomadpy.models.envelope import WriteOptions
@@ -91,6 +97,44 @@ async def test_what_one_server_wrote_every_server_reads_at_once() -> None:
             for other in [world.leader, *world.followers]:
                 found = await Client(world, at=other).get()
                 assert found["Items"] == {"n": str(number)}
+
+
+async def test_a_write_to_a_new_cluster_waits_for_its_first_key() -> None:
+    seconds = 3.0
+
+    def slow(server: Any) -> None:
+        keys = server.process.server.duties.keys
+        make = keys._make_root_key
+
+        async def later() -> RootKey:
+            await asyncio.sleep(seconds)
+            key: RootKey = await make()
+            return key
+
+        keys._make_root_key = later
+
+    async with running(form=False) as world:
+        world.cluster.wire = slow
+        await world.cluster.start()
+        await world.has_leader()
+        assert world.state.active_root_key() is None
+        await Client(world).do("set", items={"a": "b"})
+        assert (await Client(world).get())["Items"] == {"a": "b"}
+
+
+async def test_a_write_does_not_wait_for_ever_for_a_key() -> None:
+    async def never() -> RootKey:
+        raise UnreachableError("no key today")
+
+    def broken(server: Any) -> None:
+        server.process.server.duties.keys._make_root_key = never
+
+    async with running(form=False) as world:
+        world.cluster.wire = broken
+        await world.cluster.start()
+        await world.has_leader()
+        with pytest.raises(NomadError, match="no root key yet"):
+            await Client(world).do("set", items={"a": "b"})
 
 
 async def test_a_stale_read_says_how_old_it_may_be() -> None:

@@ -6,6 +6,7 @@ renewed without the log: the leader proves that it still leads after the request
 
 from __future__ import annotations
 
+import asyncio
 import re
 from typing import Any
 
@@ -38,6 +39,8 @@ DEFAULT_TTL = DEFAULT_DELAY = 15 * 1_000_000_000
 MIN_TTL = 10 * 1_000_000_000
 MAX_TTL = MAX_DELAY = 24 * 3600 * 1_000_000_000
 TRIES = 3
+FIRST_KEY_S = 10.0
+NO_KEY = "the cluster has no root key yet; try again"
 OPERATIONS = ("set", "delete", "lock-acquire", "lock-renew", "lock-release")
 
 _PATH = re.compile(r"[a-zA-Z0-9-_~/]{1,128}")
@@ -107,6 +110,8 @@ class Variables:
 
     async def _propose(self, request: calls.VariableApply) -> commands.Applied:
         request_id = request.options.request_id
+        if request.op in ("set", "lock-acquire"):
+            await self._first_key()
         for attempt in range(TRIES):
             try:
                 return await self._core.propose(
@@ -206,10 +211,25 @@ class Variables:
 
     # -- encryption -------------------------------------------------------------------------------------
 
+    async def _first_key(self) -> None:
+        """Wait for the root key of a new cluster, which takes its first leader a second to make."""
+        core = self._core
+        try:
+            async with asyncio.timeout(FIRST_KEY_S):
+                while core.snapshot().active_root_key() is None:
+                    changed = asyncio.Event()
+                    handle = core.store.watch([("table", "root_keys")], lambda _: changed.set())
+                    try:
+                        await changed.wait()
+                    finally:
+                        handle.cancel()
+        except TimeoutError as cause:
+            raise UnsupportedError(NO_KEY, status=500) from cause
+
     def _sealed(self, namespace: str, path: str, items: Items) -> Sealed:
         key = self._core.snapshot().active_root_key()
         if key is None:
-            raise UnsupportedError("the cluster has no root key yet; try again", status=500)
+            raise UnsupportedError(NO_KEY, status=500)
         opened = self._keyring.open(key)
         if not opened.data_key:
             raise UnsupportedError("the root key has no data key yet; try again", status=500)
