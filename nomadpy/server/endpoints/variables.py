@@ -216,8 +216,9 @@ class Variables:
         core = self._core
         try:
             async with asyncio.timeout(FIRST_KEY_S):
+                changed = asyncio.Event()
                 while core.snapshot().active_root_key() is None:
-                    changed = asyncio.Event()
+                    changed.clear()
                     handle = core.store.watch([("table", "root_keys")], lambda _: changed.set())
                     try:
                         await changed.wait()
