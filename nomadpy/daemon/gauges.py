@@ -88,7 +88,8 @@ class MeasuredStateMachine:
         metrics.observe("nomad.raft.fsm.apply", took_ms)
         command = self._inner.last_command
         if command is not None:
-            metrics.observe(_TIMERS[command], took_ms)
+            # A figure without a name of its own must not stop the log.
+            metrics.observe(_TIMERS.get(command, "nomad.nomad.fsm.other"), took_ms)
         return result
 
     def snapshot(self) -> Callable[[], Iterator[bytes]]:
