@@ -199,10 +199,13 @@ async def _wait_nodes(api: Api, wanted: int) -> None:
 async def _purge(api: Api, job_ids: list[str]) -> None:
     for job_id in job_ids:
         await api.ask("DELETE", f"/v1/job/{job_id}?purge=true")
-    pending = True
-    while pending:
+    # Not before everything they left behind is gone: removing it is not what is measured next.
+    left = True
+    while left:
         await asyncio.sleep(0.5)
-        pending = bool(await api.ask("GET", "/v1/evaluations?status=pending&per_page=1"))
+        left = bool(await api.ask("GET", "/v1/evaluations?status=pending&per_page=1")) or any(
+            [await api.ask("GET", f"/v1/job/{job_id}/allocations") for job_id in job_ids[:1]]
+        )
 
 
 def _answers(url: str) -> bool:

@@ -25,6 +25,7 @@ from nomadpy.scheduler.schedule import UNDECIDABLE, schedule_batch
 from nomadpy.server.core import Core
 from nomadpy.server.leader.eval_broker import EvalBroker
 from nomadpy.server.leader.plan_applier import EVALUATION_ENDED, PlanApplier
+from nomadpy.state.changes import ChangeSet
 from nomadpy.state.store import Snapshot
 
 log = logs.get(__name__)
@@ -54,21 +55,26 @@ class Worker:
         broker: EvalBroker,
         applier: PlanApplier,
         ready: asyncio.Condition,
-        table: NodeTable,
         *,
         run_blocking: RunBlocking,
         changed: Callable[[], None],
     ) -> None:
-        """ready: notified when there may be work. table: this worker's own; whoever made it notes every change in it.
-        changed: called when the broker's deadlines may have moved.
-        """
+        """ready: notified when there may be work. changed: called when the broker's deadlines may have moved."""
         self._core = core
         self._broker = broker
         self._applier = applier
         self._ready = ready
         self._run_blocking = run_blocking
         self._changed = changed
-        self._table = table
+        self._table = NodeTable()
+        self._deciding = False
+
+    def note(self, changes: ChangeSet) -> None:
+        """Take the changes of each entry as it is applied; from the worker's first moment on, none left out."""
+        self._table.note(changes)
+        if not self._deciding:
+            # A little at a time, rather than all of it when the next evaluation is there.
+            self._table.catch_up(self._core.snapshot())
 
     async def run(self) -> None:
         """Work until cancelled. An evaluation that fails here is given back to the broker."""
@@ -137,6 +143,8 @@ class Worker:
     ) -> list[Decision | Exception]:
         core, metrics = self._core, self._core.metrics
         started_s = metrics.monotonic()
+        # Stays set when we are cancelled: the other thread may still be at it.
+        self._deciding = True
         decisions: list[Decision | Exception] = await self._run_blocking(
             schedule_batch,
             evaluations,
@@ -145,6 +153,7 @@ class Worker:
             entropy=core.entropy,
             table=self._table,
         )
+        self._deciding = False
         each_ms = (metrics.monotonic() - started_s) * 1000 / len(evaluations)
         for evaluation in evaluations:
             metrics.observe(f"nomad.nomad.worker.invoke_scheduler_{evaluation.type}", each_ms)

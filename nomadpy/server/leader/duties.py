@@ -78,7 +78,7 @@ class LeaderDuties:
         self.garbage = Garbage(core)
         self.keys = KeyRotation(core, keyring, make_root_key)
         self.locks = VariableLocks(core)
-        self._tables: list[NodeTable] = []
+        self._workers: list[Worker] = []
         self._ready = asyncio.Condition()
         self._broker_changed = asyncio.Event()
         self.active = False
@@ -88,10 +88,19 @@ class LeaderDuties:
         """Refill every queue from state, then serve until cancelled."""
         core = self._core
         snapshot = core.snapshot()
-        # Made anew: nobody noted what changed while another server led.
-        tables = [NodeTable() for _ in range(core.settings.schedulers)]
+        # Made anew, with their tables: nobody noted what changed while another server led.
         self.applier.table = NodeTable()
-        self._tables = [self.applier.table, *tables]
+        self._workers = [
+            Worker(
+                core,
+                self.broker,
+                self.applier,
+                self._ready,
+                run_blocking=self._run_blocking,
+                changed=self._broker_changed.set,
+            )
+            for _ in range(core.settings.schedulers)
+        ]
         self.active = True
         self.broker.set_enabled(True)
         self.blocked.set_enabled(True)
@@ -114,16 +123,7 @@ class LeaderDuties:
                 duties.create_task(self.locks.run(), name="variable-locks")
                 duties.create_task(self._tick_broker(), name="eval-broker")
                 duties.create_task(self._retry_blocked(), name="blocked-evals")
-                for number, table in enumerate(tables):
-                    worker = Worker(
-                        core,
-                        self.broker,
-                        self.applier,
-                        self._ready,
-                        table,
-                        run_blocking=self._run_blocking,
-                        changed=self._broker_changed.set,
-                    )
+                for number, worker in enumerate(self._workers):
                     duties.create_task(worker.run(), name=f"worker-{number}")
         finally:
             self.active = False
@@ -136,8 +136,9 @@ class LeaderDuties:
     def _on_change(self, changes: ChangeSet) -> None:
         if not self.active:
             return
-        for table in self._tables:
-            table.note(changes)
+        self.applier.note(changes)
+        for worker in self._workers:
+            worker.note(changes)
         allocs_changed = False
         for change in changes.changes:
             before, after = change.before, change.after

@@ -23,7 +23,7 @@ from nomadpy.state.store import Snapshot
 
 log = logs.get(__name__)
 
-IN_ONE_ENTRY = 2_000
+IN_ONE_ENTRY = 500
 PURGE_LOOK_S = 0.5
 
 

@@ -19,6 +19,7 @@ from nomadpy.models.plan import Plan, PlanOutcome
 from nomadpy.scheduler.fit import plan_by_node
 from nomadpy.scheduler.node_table import NodeTable
 from nomadpy.server.core import Core
+from nomadpy.state.changes import ChangeSet
 from nomadpy.state.store import Snapshot
 
 log = logs.get(__name__)
@@ -162,6 +163,11 @@ class PlanApplier:
         finally:
             self.table.forget_assumed()
         return batch
+
+    def note(self, changes: ChangeSet) -> None:
+        """Take the changes of each entry as it is applied, so that no plan waits until the table has seen many."""
+        self.table.note(changes)
+        self._catch_up()
 
     def _catch_up(self) -> Snapshot:
         """Bring the table to the newest state; one that is past it saw another history, and begins anew."""
