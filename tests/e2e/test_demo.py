@@ -94,6 +94,6 @@ def test_without_docker_the_demo_uses_processes_and_ctrl_c_ends_all_of_it(place:
     assert "Using processes only: no Docker daemon answers" in text
     assert "All 2 tasks kept their pids and containers" in text
     assert "export NOMAD_ADDR=https://127.0.0.1:" in text
-    assert rest.startswith("Stopping.")
+    assert "Stopping." in rest.splitlines()
     until(lambda: not processes_of(place), seconds=5, what="the last process to end")
     assert [p.name for p in place.iterdir()] == ["bin"]
