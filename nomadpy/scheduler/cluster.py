@@ -18,7 +18,10 @@ from nomadpy.scheduler.snapshot import Snapshot
 
 
 class Change(NamedTuple):
-    """An allocation came to a node (1) or left it (-1). place: the node's place in the view, or -1."""
+    """An allocation came to a node (1) or left it (-1); one of another job left (0).
+
+    place: the node's place in the view, or -1.
+    """
 
     place: int
     node: Node
@@ -93,6 +96,10 @@ class NodeState:
             self._went.add(alloc.id)
             self._ports = None
 
+    def wanted(self) -> list[Allocation]:
+        """What runs on the node and shall go on, as the pass has it."""
+        return [alloc for alloc in self._present() if not server_terminal(alloc)]
+
     def _present(self) -> list[Allocation]:
         """What runs on the node, or has yet to exit."""
         known = [
@@ -165,6 +172,12 @@ class Cluster:
             state.groups[group] -= 1
             state.change(alloc, usage(alloc), -1)
         self.log.append(Change(state.index if state else -1, node, group, -1))
+
+    def evict(self, state: NodeState, alloc: Allocation) -> None:
+        """Free what an allocation of another job holds on a node."""
+        state.change(alloc, usage(alloc), -1)
+        # Counted for no group: what the job's own allocations forbid stays as it is.
+        self.log.append(Change(state.index, state.node, "", 0))
 
     def restore(self, alloc: Allocation) -> None:
         """Undo `remove`: the allocation stays after all."""

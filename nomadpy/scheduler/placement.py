@@ -13,7 +13,7 @@ from itertools import islice
 import msgspec
 
 from nomadpy.entropy import Entropy
-from nomadpy.models.allocation import AllocationMetric, NodeScoreMeta
+from nomadpy.models.allocation import Allocation, AllocationMetric, NodeScoreMeta
 from nomadpy.models.job import Job, TaskGroup
 from nomadpy.models.operator import SchedulerConfiguration
 from nomadpy.models.resources import Resources
@@ -21,7 +21,7 @@ from nomadpy.scheduler.ask import Grant, GroupAsk
 from nomadpy.scheduler.cluster import Cluster, NodeState
 from nomadpy.scheduler.distinct import DistinctRules, SpreadScore
 from nomadpy.scheduler.feasibility import requirements
-from nomadpy.scheduler.fit import first_shortage
+from nomadpy.scheduler.fit import Amount, first_shortage
 from nomadpy.scheduler.order import Order
 from nomadpy.scheduler.ports import NoPortError
 from nomadpy.scheduler.ranking import (
@@ -40,11 +40,12 @@ _TOP_SCORES = 5
 
 
 class Choice(msgspec.Struct, frozen=True):
-    """A node for one allocation, what it is granted there, and how the choice came about."""
+    """A node for one allocation, what it is granted there, and how the choice came about. evicted: who makes room."""
 
     state: NodeState
     grant: Grant
     metrics: AllocationMetric
+    evicted: tuple[Allocation, ...] = ()
 
 
 class GroupPlacer:
@@ -87,6 +88,8 @@ class GroupPlacer:
         self._own = Order()
         # What metrics say of a node, until it is scored anew.
         self._told: dict[int, NodeScoreMeta] = {}
+        # All that metrics say besides scores, and how often refusals had changed when they said it.
+        self._metric: tuple[tuple[int, int, int], AllocationMetric] | None = None
         self._passed = 0  # how many of the standing's keys, from the best on, have been moved
         # With spread blocks every placement moves the score of all nodes that share a property. Then the order is made
         # anew for each choice, from the parts that stay: their sum, how many they are, the node's properties.
@@ -167,6 +170,48 @@ class GroupPlacer:
     def is_exhausted(self, state: NodeState) -> bool:
         """Whether the node may run the group but lacked room when last looked at."""
         return bool(self._exhausted.reason(state.index))
+
+    # -- trials of nodes with less on them, for preemption.py ---------------------------------------------
+
+    def without_room(self) -> list[int]:
+        """The places, ascending, of nodes that may run the group and lack room."""
+        self._catch_up()
+        return self._exhausted.places()
+
+    def lacks(self, state: NodeState) -> tuple[Amount, bool]:
+        """What is missing (0 where nothing is) of cpu, memory and disk, and of the number of allocations."""
+        amount, have = self.ask.amount(state.have), state.have
+        return (
+            Amount(
+                max(0, state.cpu + amount.cpu - have.cpu),
+                max(0, state.memory_mb + amount.memory_mb - have.memory_mb),
+                max(0, state.disk_mb + amount.disk_mb - have.disk_mb),
+            ),
+            bool(have.max_allocs) and state.count >= have.max_allocs,
+        )
+
+    def trial(self, state: NodeState) -> dict[str, float] | None:
+        """The parts of the node's score as its state is now, None when it cannot hold one more. Takes nothing."""
+        problem = self._distinct.problem(state.node, state.groups) if self._distinct else ""
+        if problem or self._shortage(state):
+            return None
+        try:
+            self.ask.grant(state, self._entropy)
+        except NoPortError:
+            return None
+        state.forget_ports()
+        return self._parts(state.index)
+
+    def take(self, state: NodeState, scores: list[NodeScoreMeta]) -> Choice | None:
+        """Return the choice of a node as its state is now, with these scores told; None when it does not hold."""
+        if self._shortage(state):
+            return None
+        try:
+            grant = self.ask.grant(state, self._entropy)
+        except NoPortError:
+            return None
+        metrics = msgspec.structs.replace(self._metrics([]), score_meta_data=scores or None)
+        return Choice(state, grant, metrics)
 
     def _select_best(self) -> Choice | None:
         while True:
@@ -327,12 +372,16 @@ class GroupPlacer:
                     norm_score=score,
                 )
             scores.append(told)
-        return self._metric_of(
-            len(self._cluster.view.rows),
-            [self._filtered, self._excluded],
-            self._exhausted,
-            scores or None,
-        )
+        refused = (self._filtered.changes, self._excluded.changes, self._exhausted.changes)
+        if self._metric is None or self._metric[0] != refused:
+            metric = self._metric_of(
+                len(self._cluster.view.rows),
+                [self._filtered, self._excluded],
+                self._exhausted,
+                None,
+            )
+            self._metric = (refused, metric)
+        return msgspec.structs.replace(self._metric[1], score_meta_data=scores or None)
 
     def _metric_of(
         self,
