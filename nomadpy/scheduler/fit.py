@@ -215,7 +215,11 @@ def plan_by_node(plan: Plan) -> dict[str, NodePlan]:
     """Return the plan cut into nodes, in the order in which it names them."""
     nodes: dict[str, NodePlan] = {}
     for alloc in plan.placements:
-        nodes.setdefault(alloc.node_id, NodePlan([], [])).placements.append(alloc)
+        wanted = nodes.get(alloc.node_id)
+        if wanted is None:
+            nodes[alloc.node_id] = NodePlan([alloc], [])
+        else:
+            wanted.placements.append(alloc)
     for stop in plan.stops:
         nodes.setdefault(stop.node_id, NodePlan([], [])).stops.append(stop)
     return nodes

@@ -116,7 +116,9 @@ class NodeTable:
         self._assumed: list[tuple[Allocation | None, Allocation | None]] = []
         # By node: allocations as assumed, by id; None for one that is assumed to be gone.
         self._instead: dict[str, dict[str, Allocation | None]] = {}
+        # What was last looked at, and what was found: allocations of one plan often share their resources.
         self._amount: tuple[AllocatedResources | None, Amount] = (None, Amount())
+        self._sums_do: tuple[AllocatedResources | None, bool] = (None, False)
 
     def note(self, changes: ChangeSet) -> None:
         """Take the changes of one entry; every entry in order, or a later pass reads the state anew."""
@@ -178,7 +180,7 @@ class NodeTable:
         As `fit.node_plan_fits` says it, without adding up what is there where sums are all that counts.
         """
         node = self._state.node(node_id)
-        if node is None or not wanted.placements or any(map(_is_individual, wanted.placements)):
+        if node is None or not wanted.placements or any(map(self._individual, wanted.placements)):
             return node_plan_fits(node, self.allocs(node_id) if node else (), wanted)
         row = self._row(node)
         cpu, memory_mb, disk_mb, count = row.cpu, row.memory_mb, row.disk_mb, row.count
@@ -293,6 +295,13 @@ class NodeTable:
             amount = usage(alloc)
             self._amount = (alloc.allocated_resources, amount)
         return amount
+
+    def _individual(self, alloc: Allocation) -> bool:
+        resources, individual = self._sums_do
+        if resources is None or alloc.allocated_resources is not resources:
+            individual = _is_individual(alloc)
+            self._sums_do = (alloc.allocated_resources, individual)
+        return individual
 
     def _row(self, node: Node) -> NodeRow:
         row = self._rows.get(node.id)

@@ -8,7 +8,7 @@ from nomadpy.models.node import Node
 class Refusals:
     """Refusals by the place of the node. Made upon others, it starts with theirs and leaves them as they are."""
 
-    __slots__ = ("_base", "_own", "by_class", "by_reason", "count")
+    __slots__ = ("_base", "_own", "by_class", "by_reason", "changes", "count")
 
     def __init__(self, base: Refusals | None = None) -> None:
         """base: must not change while this one is in use."""
@@ -18,6 +18,7 @@ class Refusals:
         self.by_reason: dict[str, int] = {} if base is None else dict(base.by_reason)
         self.by_class: dict[str, int] = {} if base is None else dict(base.by_class)
         self.count: int = 0 if base is None else base.count
+        self.changes = 0  # rises with every change, so that sums can be kept until then
 
     def reason(self, place: int) -> str:
         """Why the node was refused, or ""."""
@@ -50,6 +51,7 @@ class Refusals:
 
     def _count(self, node: Node, reason: str, by: int) -> None:
         self.count += by
+        self.changes += 1
         self.by_reason[reason] = self.by_reason.get(reason, 0) + by
         if node.node_class:
             self.by_class[node.node_class] = self.by_class.get(node.node_class, 0) + by

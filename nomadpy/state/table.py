@@ -206,7 +206,16 @@ class Table(Generic[K, V]):
 class TableWriter(Generic[K, V]):
     """What a transaction does to one table; reads see its own writes."""
 
-    __slots__ = ("_came_and_went", "_indexes", "_members", "_order", "_rows", "_sorted", "spec")
+    __slots__ = (
+        "_came_and_went",
+        "_indexes",
+        "_members",
+        "_open",
+        "_order",
+        "_rows",
+        "_sorted",
+        "spec",
+    )
 
     def __init__(
         self,
@@ -221,6 +230,10 @@ class TableWriter(Generic[K, V]):
         self._order = order
         # The sets that this transaction changed, by index and index key.
         self._members: dict[str, dict[Any, _Members]] = {name: {} for name in indexes}
+        # Those that it changes at the moment: a plan puts thousands into one set, which is cheaper in place.
+        self._open: dict[str, dict[Any, immutables.MapMutation[Any, None]]] = {
+            name: {} for name in indexes
+        }
         self._came_and_went: dict[K, bool] = {}
         self._sorted: tuple[int, list[K]] | None = None
 
@@ -285,6 +298,8 @@ class TableWriter(Generic[K, V]):
         self._rows = rows.mutate()
         indexes = dict(self._indexes)
         for name, changed in self._members.items():
+            for index_key in list(self._open[name]):
+                self._close(name, index_key)
             if not changed:
                 continue
             mutation = self._indexes[name].mutate()
@@ -300,15 +315,24 @@ class TableWriter(Generic[K, V]):
         return Table(self.spec, rows, indexes, order)
 
     def _set(self, index: str, index_key: IndexKey) -> _Members:
+        if index_key in self._open[index]:
+            self._close(index, index_key)
         changed = self._members[index].get(index_key)
         if changed is not None:
             return changed
         return self._indexes[index].get(index_key, _NO_MEMBERS)
 
     def _change(self, index: str, index_key: IndexKey, key: K, *, present: bool) -> None:
-        members = self._set(index, index_key)
-        changed = members.set(key, None) if present else members.delete(key)
-        self._members[index][index_key] = changed
+        members = self._open[index].get(index_key)
+        if members is None:
+            members = self._open[index][index_key] = self._set(index, index_key).mutate()
+        if present:
+            members[key] = None
+        else:
+            del members[key]
+
+    def _close(self, index: str, index_key: IndexKey) -> None:
+        self._members[index][index_key] = self._open[index].pop(index_key).finish()
 
     def _mark(self, key: K, *, present: bool) -> None:
         # Came and went within the transaction, or the other way round: as if nothing had been.
