@@ -1,0 +1,1 @@
+"""The network in the hands of the kit: every packet between hosts passes through one process."""
