@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
@@ -23,11 +23,11 @@ from jepsen_style.checker.logs import check_logs
 from jepsen_style.checker.perf import check_liveness, check_perf
 from jepsen_style.checker.result import Result, worst
 from jepsen_style.client import tls_from_environment
-from jepsen_style.cluster import Cluster, GivenCluster
+from jepsen_style.cluster import Cluster, GivenCluster, OwnCluster
+from jepsen_style.equipment_registry import all_missing
 from jepsen_style.history import History, read_history
 from jepsen_style.nemesis.registry import NEMESES, expand
-from jepsen_style.network import available
-from jepsen_style.runner import Options, Run, Runner, own_cluster
+from jepsen_style.runner import Options, Run, Runner, agents_for, own_cluster
 from jepsen_style.workload.registry import WORKLOADS
 from nomadpy import __version__
 from nomadpy.clock import SystemClock
@@ -111,6 +111,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--rate", type=float, default=0.0, help="requests a second of all clients; 0: no limit")
     add("--seed", type=int, default=1, help="decides requests and faults")
     add("--nodes", type=int, default=3, help="servers to start")
+    add("--agents", type=int, default=0, help="agents to start; 2 when something needs them")
     add("--reads", choices=("default", "stale"), default="default", help="stale must be refuted")
     add("--mutation", choices=("", *MUTATIONS), default="", help="break the servers on purpose")
     add(
@@ -125,15 +126,18 @@ def _parser() -> argparse.ArgumentParser:
 def _list() -> None:
     _say("workloads")
     for name, workload in WORKLOADS.items():
-        _say(f"  {name:22} {workload.about}")
+        _say(f"  {name:22} {workload.about}{_off(workload.needs)}")
     _say("nemeses")
-    missing = available()
     for name, kind in NEMESES.items():
-        off = f"   (not here: {missing})" if kind.needs_network and missing else ""
-        _say(f"  {name:22} {kind.about}{off}")
+        _say(f"  {name:22} {kind.about}{_off(kind.needs)}")
     _say("mutations")
     for name, about in MUTATIONS.items():
         _say(f"  {name:22} {about}")
+
+
+def _off(needs: Iterable[str]) -> str:
+    missing = all_missing(needs)
+    return f"   (not here: {missing})" if missing else ""
 
 
 def _test_all(chosen: argparse.Namespace) -> int:
@@ -152,6 +156,12 @@ def _one(chosen: argparse.Namespace, workload: str, nemesis: str) -> int:
     """One run from the beginning to the report; a failure of the kit does not stop other runs."""
     if workload not in WORKLOADS:
         raise ValueError(f"there is no workload {workload!r}; see --list")
+    missing = all_missing(WORKLOADS[workload].needs)
+    if not missing and chosen.address and WORKLOADS[workload].needs:
+        missing = "the nodes are not this kit's"
+    if missing:
+        _say(f"off here ({missing}): {workload}")
+        return UNKNOWN
     nemeses = _possible(expand(nemesis.split(",")), given=bool(chosen.address))
     options = Options(
         workload=workload,
@@ -162,6 +172,7 @@ def _one(chosen: argparse.Namespace, workload: str, nemesis: str) -> int:
         rate=chosen.rate,
         seed=chosen.seed,
         nodes=chosen.nodes,
+        agents=agents_for(chosen.agents, workload, nemeses),
         reads=chosen.reads,
         mutation=chosen.mutation,
         command=_command_of(chosen, workload, nemeses),
@@ -192,13 +203,10 @@ def _possible(nemeses: list[str], *, given: bool) -> list[str]:
     if given and nemeses:
         _say("faults are off: the nodes are not this kit's")
         return []
-    missing = available()
-    if not missing:
-        return nemeses
-    off = [n for n in nemeses if NEMESES[n].needs_network]
-    if off:
-        _say(f"off here ({missing}): {', '.join(off)}")
-    return [n for n in nemeses if n not in off]
+    reasons = {n: all_missing(NEMESES[n].needs) for n in nemeses}
+    for reason in sorted(set(reasons.values()) - {""}):
+        _say(f"off here ({reason}): {', '.join(n for n in nemeses if reasons[n] == reason)}")
+    return [n for n in nemeses if not reasons[n]]
 
 
 def _command_of(chosen: argparse.Namespace, workload: str, nemeses: list[str]) -> str:
@@ -209,6 +217,7 @@ def _command_of(chosen: argparse.Namespace, workload: str, nemeses: list[str]) -
     for flag, value, default in (
         ("--liveness", f"{chosen.liveness:g}", "5"),
         ("--rate", f"{chosen.rate:g}", "0"),
+        ("--agents", str(chosen.agents), "0"),
         ("--reads", chosen.reads, "default"),
         ("--mutation", chosen.mutation, ""),
         ("--address", chosen.address, ""),
@@ -228,6 +237,7 @@ def _run_on(cluster: Cluster, options: Options, folder: Path, run_id: str, *, cl
     run = Run(
         options=options,
         nodes=cluster.names,
+        agents=cluster.agent_names if isinstance(cluster, OwnCluster) else [],
         began_ns=SystemClock().now_ns(),
         version=f"{__version__} {_commit()}".strip(),
     )

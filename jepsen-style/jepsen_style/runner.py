@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -13,10 +13,10 @@ import msgspec
 from jepsen_style import generator
 from jepsen_style.client import NodeClient, NotDoneError, OutcomeUnknownError
 from jepsen_style.cluster import Cluster, OwnCluster
+from jepsen_style.equipment_registry import AGENTS, equipment_for
 from jepsen_style.history import NEMESIS, OBSERVER, Kind, Op, Recorder
 from jepsen_style.nemesis.base import Nemesis
 from jepsen_style.nemesis.registry import NEMESES
-from jepsen_style.network import Network
 from jepsen_style.undo import UndoList
 from jepsen_style.workload.base import Outcome, Reads, Request, Workload
 from jepsen_style.workload.registry import WORKLOADS
@@ -40,6 +40,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     rate: float = 0.0
     seed: int = 0
     nodes: int = 3
+    agents: int = 0
     reads: Reads = "default"
     mutation: str = ""
     timeout_s: float = 5.0
@@ -47,12 +48,29 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Run(msgspec.Struct, frozen=True, kw_only=True):
-    """What is kept about a run beside its history. began: RFC 3339, as the nodes' logs have it."""
+    """What is kept about a run beside its history. nodes: the servers."""
 
     options: Options
     nodes: list[str]
     began_ns: int
     version: str
+    agents: list[str] = []
+
+
+AGENTS_WHEN_NEEDED = 2
+
+
+def needs(workload: str, nemeses: Iterable[str]) -> set[str]:
+    """What a workload and its nemeses need together."""
+    found = set(WORKLOADS[workload].needs)
+    for name in nemeses:
+        found |= NEMESES[name].needs
+    return found
+
+
+def agents_for(asked: int, workload: str, nemeses: Iterable[str]) -> int:
+    """How many agents a run has: what was asked for, and some when somebody needs them."""
+    return asked or (AGENTS_WHEN_NEEDED if AGENTS in needs(workload, nemeses) else 0)
 
 
 class _Time:
@@ -76,17 +94,25 @@ def own_cluster(options: Options, say: Say) -> Iterator[OwnCluster]:
     folder = Path(tempfile.mkdtemp(prefix="nomadpy-jepsen-"))
     undo.note("folder", str(folder))
     try:
-        network = None
-        if any(NEMESES[n].needs_network for n in options.nemeses):
-            network = Network(options.nodes, undo)
-            network.up()
+        workload = WORKLOADS[options.workload]
+        equipment = [
+            kind(folder / kind.need, undo)
+            for kind in equipment_for(needs(options.workload, options.nemeses))
+        ]
         cluster = OwnCluster(
-            folder / "nodes", options.nodes, mutation=options.mutation, network=network
+            folder / "nodes",
+            options.nodes,
+            agents=options.agents,
+            mutation=options.mutation,
+            equipment=equipment,
+            extra=workload.configuration,
         )
         with cluster:
+            cluster.equip()
             cluster.prepare()
             cluster.start()
             say(f"{cluster.await_leader(seconds=READY_S)} leads")
+            cluster.await_agents(seconds=READY_S)
             yield cluster
     finally:
         undo.undo_all()
@@ -216,6 +242,7 @@ class Runner:
         for name in self.cluster.heal():
             self._note("restarted", name)
         self.cluster.await_leader(seconds=READY_S)
+        self.cluster.await_agents(seconds=READY_S)
 
     def _finals(self) -> None:
         for number, name in enumerate(self.cluster.names):

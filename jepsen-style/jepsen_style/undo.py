@@ -5,21 +5,32 @@ Each run has one file, named after its process. What is undone twice does no har
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import subprocess
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
 import msgspec
 
+from nomadpy.demo.client import until
 from nomadpy.demo.leftovers import end_processes_of, is_alive, remove_folder
 
 
-class Undo(msgspec.Struct, frozen=True):
-    """folder: end its processes, stopped ones too, and remove it. netns, link: remove it."""
+Kind = Literal["folder", "netns", "link", "mount", "cgroup"]
 
-    kind: Literal["folder", "netns", "link"]
+
+class Undo(msgspec.Struct, frozen=True):
+    """folder: end its processes, stopped ones too, and the containers whose files are in it, and remove it.
+
+    netns, link: remove it, by name. mount: unmount it, by path, though it be busy. cgroup: by its folder: end what is in
+    it, frozen or not, and remove it with those below.
+    """
+
+    kind: Kind
     name: str
 
 
@@ -37,7 +48,7 @@ class UndoList:
         self._file = home / f"{os.getpid()}.json"
         self._entries: list[Undo] = []
 
-    def note(self, kind: Literal["folder", "netns", "link"], name: str) -> None:
+    def note(self, kind: Kind, name: str) -> None:
         """Say, before it is made, what will have to be undone."""
         self._entries.append(Undo(kind, name))
         draft = self._file.with_suffix(".new")
@@ -54,16 +65,77 @@ class UndoList:
 def undo(entries: list[Undo]) -> None:
     """Undo, newest first."""
     for entry in reversed(entries):
-        if entry.kind == "folder":
-            folder = Path(entry.name)
-            end_processes_of(folder)
-            if folder.exists():
-                remove_folder(folder)
-        elif entry.kind == "netns":
-            if Path(f"/run/netns/{entry.name}").exists():
-                subprocess.run(["ip", "netns", "del", entry.name], check=True)
-        elif Path(f"/sys/class/net/{entry.name}").exists():
-            subprocess.run(["ip", "link", "del", entry.name], check=True)
+        _UNDO[entry.kind](entry.name)
+
+
+def _folder(name: str) -> None:
+    folder = Path(name)
+    end_processes_of(folder)
+    _end_containers(folder)
+    if folder.exists():
+        remove_folder(folder)
+
+
+def _end_containers(folder: Path) -> None:
+    """End processes whose root lies in the folder: containers live on when their daemon and its shims are gone."""
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            mounts = (entry / "mountinfo").read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            continue
+        # Fields of a line: id, parent, device, what of it is mounted, where; the layers are told at the end.
+        roots = [line for line in mounts.splitlines() if line.split(" ")[4:5] == ["/"]]
+        if any(f"{folder}/" in line for line in roots):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(entry.name), signal.SIGKILL)
+
+
+def _netns(name: str) -> None:
+    if Path(f"/run/netns/{name}").exists():
+        subprocess.run(["ip", "netns", "del", name], check=True)
+
+
+def _link(name: str) -> None:
+    if Path(f"/sys/class/net/{name}").exists():
+        subprocess.run(["ip", "link", "del", name], check=True)
+
+
+def _mount(name: str) -> None:
+    mounts = Path("/proc/self/mounts").read_text(encoding="utf-8").splitlines()
+    for _ in [m for m in mounts if m.split(" ")[1] == name]:
+        subprocess.run(["umount", "-l", name], check=True)
+
+
+def _cgroup(name: str) -> None:
+    top = Path(name)
+    if not top.is_dir():
+        return
+    groups = [Path(g) for g, _, _ in os.walk(top, topdown=False)]
+    for group in groups:
+        for file, thawed in (("freezer.state", "THAWED"), ("cgroup.freeze", "0")):
+            if (group / file).exists():
+                (group / file).write_text(thawed, encoding="ascii")
+        until(lambda g=group: _emptied(g), seconds=10, what=f"{group} to be empty")  # type: ignore[misc]
+        group.rmdir()
+
+
+def _emptied(group: Path) -> bool:
+    pids = (group / "cgroup.procs").read_text(encoding="ascii").split()
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(pid), signal.SIGKILL)
+    return not pids
+
+
+_UNDO: dict[Kind, Callable[[str], None]] = {
+    "folder": _folder,
+    "netns": _netns,
+    "link": _link,
+    "mount": _mount,
+    "cgroup": _cgroup,
+}
 
 
 def heal(folder: Path | None = None) -> list[Undo]:

@@ -85,15 +85,13 @@ class Partition(Nemesis):
         self._grudge = grudge
 
     def begin(self, source: Entropy) -> str:
-        assert self.cluster.network is not None
         names = self.cluster.names
         hosts = range(1, len(names) + 1)
         leads = self.cluster.leader()
         number = names.index(leads) + 1 if leads else source.choice(hosts)
         pairs = self._grudge(hosts, number, source)
-        self.cluster.network.cut(pairs)
+        self.cluster.network.cut((names[a - 1], names[b - 1]) for a, b in pairs)
         return "; ".join(f"{names[a - 1]} -/-> {names[b - 1]}" for a, b in pairs)
 
     def end(self) -> None:
-        assert self.cluster.network is not None
-        self.cluster.network.heal()
+        self.cluster.network.mend()

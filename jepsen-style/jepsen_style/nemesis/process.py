@@ -21,13 +21,12 @@ class Kill(Nemesis):
     def begin(self, source: Entropy) -> str:
         self._struck = targets(self.cluster, self._target, source)
         for name in self._struck:
-            self.cluster.hosts[name].kill()
+            self.cluster.kill(name)
         return ", ".join(self._struck)
 
     def end(self) -> None:
         for name in self._struck:
-            if not self.cluster.alive(name):
-                self.cluster.start_node(name)
+            if self.cluster.start_node(name):
                 self.note(RESTARTS, name)
         self._struck = []
 
@@ -57,14 +56,13 @@ class RestartAll(Nemesis):
 
     def begin(self, source: Entropy) -> str:  # noqa: ARG002
         for name in self.cluster.names:
-            self.cluster.hosts[name].kill()
+            self.cluster.kill(name)
         self.end()
         return "all at once"
 
     def end(self) -> None:
         for name in self.cluster.names:
-            if not self.cluster.alive(name):
-                self.cluster.start_node(name)
+            if self.cluster.start_node(name):
                 self.note(RESTARTS, name)
 
 
@@ -88,7 +86,7 @@ class RollingRestart(Nemesis):
         for name in order:
             if self._over.is_set():
                 return
-            self.cluster.hosts[name].stop()
+            self.cluster.stop_node(name)
             self.cluster.start_node(name)
             self.note(RESTARTS, name)
             while self.cluster.leader_seen_by(name) in ("", "?"):

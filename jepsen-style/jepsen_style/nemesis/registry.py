@@ -16,28 +16,37 @@ Make = Callable[[OwnCluster, Note], Nemesis]
 
 
 class Kind(msgspec.Struct, frozen=True):
-    """A nemesis that may be asked for. needs_network: hosts of their own, which only root can make."""
+    """A nemesis that may be asked for. needs: what it cannot do without, see equipment_registry.py.
+
+    family: of two faults of one family, the second waits for the end of the first; "" is the name's first word. Whatever
+    ends processes, or needs them to stay ended, is of the family "processes".
+    """
 
     make: Make
     about: str
-    needs_network: bool = False
+    needs: frozenset[str] = frozenset()
+    family: str = ""
 
 
 NEMESES: dict[str, Kind] = {
     **{
-        f"kill-{t}": Kind(partial(Kill, target=t), f"SIGKILL {t}, start again later")
+        f"kill-{t}": Kind(
+            partial(Kill, target=t), f"SIGKILL {t}, start again later", family="processes"
+        )
         for t in TARGETS
     },
     **{
         f"pause-{t}": Kind(partial(Pause, target=t), f"SIGSTOP {t}, SIGCONT later") for t in TARGETS
     },
-    "restart-all": Kind(RestartAll, "SIGKILL all, start all at once"),
-    "restart-rolling": Kind(RollingRestart, "stop and start one after another, as an upgrade does"),
+    "restart-all": Kind(RestartAll, "SIGKILL all, start all at once", family="processes"),
+    "restart-rolling": Kind(
+        RollingRestart, "stop and start one after another, as an upgrade does", family="processes"
+    ),
     **{
         f"partition-{name}": Kind(
             partial(Partition, grudge=grudge),
             (grudge.__doc__ or "").split(".")[0].lower(),
-            needs_network=True,
+            needs=frozenset({"hosts"}),
         )
         for name, grudge in GRUDGES.items()
     },

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 import msgspec
 
+from jepsen_style.checker.logs import CANARY
 from jepsen_style.checker.result import Result
 from jepsen_style.client import Answer, NodeClient, NotDoneError, OutcomeUnknownError
 from jepsen_style.history import History
@@ -38,6 +40,12 @@ class Workload(ABC):
 
     name: ClassVar[str]
     about: ClassVar[str]
+    needs: ClassVar[frozenset[str]] = frozenset()
+    """What it cannot do without, see equipment_registry.py."""
+    configuration: ClassVar[Mapping[str, str]] = {}
+    """Lines that the configuration of each role needs for it, "server" and "client"."""
+    pace_s: ClassVar[float] = 0.0
+    """How long each client rests before a request, beside what the rate says."""
 
     def __init__(self, prefix: str, reads: Reads = "default") -> None:
         """prefix: of everything this run writes, so that runs do not meet."""
@@ -88,7 +96,10 @@ class Workload(ABC):
         """A check-and-set. A refusal tells value and version of what is there."""
         text = msgspec.json.encode(value).decode()
         answer = client.send(
-            "PUT", self._path(key), {"Items": {"value": text}}, query={"cas": str(cas)}
+            "PUT",
+            self._path(key),
+            {"Items": {"value": text, "secret": CANARY}},
+            query={"cas": str(cas)},
         )
         if answer.status == 200:
             return Outcome(type="ok", version=int(answer.body["ModifyIndex"]))
