@@ -276,7 +276,8 @@ class Runner:
         client = self.cluster.client(name, options.timeout_s)
         try:
             while not self._phase_over.wait(
-                generator.pause_s(source, options.rate, options.concurrency)
+                self.workload.pace_s
+                + generator.pause_s(source, options.rate, options.concurrency)
             ):
                 with self._lock:
                     request = self.workload.request(worker, source)

@@ -1,10 +1,13 @@
-"""Node logs hold no sign of a broken program."""
+"""Node logs hold no sign of a broken program, and no secret."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 from jepsen_style.checker.result import Result
+
+CANARY = "canary-5e1f7a90-kept-secret"
+"""Part of every secret that workloads hand to the cluster."""
 
 SIGNS = (
     "Traceback (most recent call last)",
@@ -28,8 +31,16 @@ def check_logs(texts: Mapping[str, str]) -> Result:
                         f"{node}: {text}" for text in lines[max(0, number - 1) : number + 30]
                     ],
                 )
+            if CANARY in line:
+                return Result(
+                    checker="logs",
+                    valid=False,
+                    summary=f"{node} logged a secret",
+                    # The report is no place for it either.
+                    offending=[f"{node}: {line.replace(CANARY, '(the secret)')}"],
+                )
     return Result(
         checker="logs",
         valid=True if texts else None,
-        summary=f"{len(texts)} logs without a sign of a broken program",
+        summary=f"{len(texts)} logs without a sign of a broken program and without a secret",
     )

@@ -34,9 +34,12 @@ def faults(history: History) -> list[tuple[int, int, str]]:
     return sorted(found)
 
 
+READS = frozenset({"read", "wait", "look", "settle"})
+
+
 def is_write(call: Call) -> bool:
     """Whether an operation changes something."""
-    return call.invoke.f != "read"
+    return call.invoke.f not in READS
 
 
 def longest_outage(calls: Sequence[Call]) -> tuple[int, int]:

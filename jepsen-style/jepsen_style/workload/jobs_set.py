@@ -43,7 +43,7 @@ class JobsSet(Workload):
         if request.f == "remove":
             answer = client.send("DELETE", f"/v1/job/{job_id}", query={"purge": "true"})
         else:
-            body = {"Job": _job(job_id), "EnforceIndex": True, "JobModifyIndex": 0}
+            body = {"Job": empty_job(job_id), "EnforceIndex": True, "JobModifyIndex": 0}
             answer = client.send("PUT", "/v1/jobs", body)
         if answer.status == 200:
             return Outcome(type="ok", version=answer.index)
@@ -75,7 +75,8 @@ class JobsSet(Workload):
             client.send("DELETE", f"/v1/job/{self.prefix}-{element}", query={"purge": "true"})
 
 
-def _job(job_id: str) -> dict[str, object]:
+def empty_job(job_id: str) -> dict[str, object]:
+    """A job whose only group has a count of 0."""
     task = {"Name": "none", "Driver": "raw_exec", "Config": {"command": "/bin/true"}}
     return {
         "ID": job_id,
