@@ -12,6 +12,7 @@ from nomadpy.clock import Clock
 from nomadpy.daemon.gauges import MeasuredStateMachine
 from nomadpy.entropy import Entropy
 from nomadpy.fsm.apply import StateMachine
+from nomadpy.fsm.commands import EntryCodec
 from nomadpy.metrics import Registry
 from nomadpy.models.calls import ServerAddress
 from nomadpy.models.root_key import RootKey
@@ -53,7 +54,8 @@ class ServerProcess:
         """listen: host:port to bind. keyring: None keeps key-encryption keys in the state. metrics: None keeps figures that nobody reads. Raises CorruptionError when what is on disk is damaged."""
         metrics = metrics or Registry(clock)
         self.store = StateStore()
-        self.state_machine = StateMachine(self.store)
+        codec = EntryCodec()
+        self.state_machine = StateMachine(self.store, codec)
         self.raft = RaftNode(
             raft_config,
             MeasuredStateMachine(self.state_machine, metrics),
@@ -68,6 +70,7 @@ class ServerProcess:
         self.pool = Pool(network, self.dispatcher, entropy)
         self.server = Server(
             settings,
+            codec=codec,
             store=self.store,
             raft=self.raft,
             bootstrap=self._bootstrap,

@@ -15,7 +15,7 @@ import msgspec
 from nomadpy import logs
 from nomadpy.errors import CorruptionError, InvalidRequestError, NomadError
 from nomadpy.fsm import commands, dedup
-from nomadpy.fsm.commands import Applied, Command, Entry
+from nomadpy.fsm.commands import Applied, Command, Entry, EntryCodec
 from nomadpy.fsm.restoring import Restoring
 from nomadpy.models.job import Job
 from nomadpy.models.variable import HeldLock
@@ -41,8 +41,10 @@ RESTORING = "restoring"
 class StateMachine:
     """What raft applies its log to."""
 
-    def __init__(self, store: StateStore) -> None:
+    def __init__(self, store: StateStore, codec: EntryCodec | None = None) -> None:
+        """codec: the one that encodes what this server proposes."""
         self.store = store
+        self._codec = codec or EntryCodec()
         self._requests = dedup.Requests()
         self._restoring = Restoring()
         self.last_command: type[Command] | None = None  # for whoever measures what applying takes
@@ -53,7 +55,7 @@ class StateMachine:
         Raises ValueError only when the entry at this index was applied already: that is raft's fault, not the entry's.
         """
         try:
-            entry = commands.decode_entry(data)
+            entry = self._codec.decode(data)
         except msgspec.DecodeError as error:
             log.error("entry cannot be decoded", index=index, error=str(error))
             self.store.advance(index)

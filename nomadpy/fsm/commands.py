@@ -11,7 +11,7 @@ What applying returns as `Applied.value` is said at each command; without a word
 from __future__ import annotations
 
 import zlib
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 
@@ -223,9 +223,10 @@ class RootKeyDelete(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
 
 
 class ClusterMetadataSet(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag=24):
-    """Give the cluster its id, unless it has one. Value: the id it has."""
+    """Give the cluster its id, and the log its first format, unless it has one. Value: the id it has."""
 
     cluster_id: str
+    log_format: int = 1
 
 
 class DeploymentDelete(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag=25):
@@ -345,6 +346,19 @@ class Restore(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag
     sha256: str
 
 
+class Checkpoint(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag=37):
+    """Changes nothing: every server sums up its state at this entry, so that the sums can be compared."""
+
+
+class LogFormatSet(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag=38):
+    """From here on the log may hold commands of format `version` (formats.py). Refused unless it is above the present one.
+
+    This command's own shape is for ever: whoever reads it and does not read that format stops here.
+    """
+
+    version: int
+
+
 Command = (
     JobRegister
     | JobDeregister
@@ -382,6 +396,8 @@ Command = (
     | VariableReseal
     | RestorePart
     | Restore
+    | Checkpoint
+    | LogFormatSet
 )
 
 
@@ -406,6 +422,7 @@ class Applied(msgspec.Struct, frozen=True, kw_only=True):
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Entry)
+_LAST_TAG = max(int(str(kind.__struct_config__.tag)) for kind in get_args(Command))
 
 COMPRESS_ABOVE = 4096
 """Bytes. A plan of a thousand placements shrinks from 900 KiB to 65 in 2 ms; disk and network then carry less."""
@@ -421,18 +438,41 @@ def encode_entry(entry: Entry) -> bytes:
     return data if len(data) <= COMPRESS_ABOVE else zlib.compress(data, 1)
 
 
+class _Tagged(msgspec.Struct, frozen=True):
+    type: int
+
+
+class _Unknown(msgspec.Struct, frozen=True):
+    command: _Tagged
+
+
+def unknown_tag(data: bytes) -> int | None:
+    """The tag of a command that is not known here, of an entry that `decode_entry` refused; None when that is not why."""
+    try:
+        tag = msgspec.msgpack.decode(_inflated(data), type=_Unknown).command.type
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    return tag if tag > _LAST_TAG else None
+
+
 def decode_entry(data: bytes) -> Entry:
     """What `encode_entry` was given. Raises msgspec.DecodeError (ValidationError is one)."""
-    if data[:1] == bytes((_ZLIB,)):
-        inflater = zlib.decompressobj()
-        try:
-            data = inflater.decompress(data, MAX_DECODED)
-        except zlib.error as error:
-            raise msgspec.DecodeError(f"entry is not zlib: {error}") from error
-        if not inflater.eof or inflater.unused_data:
-            raise msgspec.DecodeError("entry is cut, too long, or has something behind its end")
+    data = _inflated(data)
     try:
         return _decoder.decode(data)
     except (UnicodeDecodeError, RecursionError) as error:
         # Text that is not UTF-8, or nesting without end, is no ValidationError to msgspec.
         raise msgspec.DecodeError(f"entry is damaged: {error}") from error
+
+
+def _inflated(data: bytes) -> bytes:
+    if data[:1] != bytes((_ZLIB,)):
+        return data
+    inflater = zlib.decompressobj()
+    try:
+        data = inflater.decompress(data, MAX_DECODED)
+    except zlib.error as error:
+        raise msgspec.DecodeError(f"entry is not zlib: {error}") from error
+    if not inflater.eof or inflater.unused_data:
+        raise msgspec.DecodeError("entry is cut, too long, or has something behind its end")
+    return data

@@ -12,7 +12,7 @@ from nomadpy import logs
 from nomadpy.clock import Clock
 from nomadpy.entropy import Entropy
 from nomadpy.errors import NomadError, NotLeaderError
-from nomadpy.fsm.commands import Applied, Command, Entry, encode_entry
+from nomadpy.fsm.commands import Applied, Command, Entry, EntryCodec
 from nomadpy.metrics import Registry
 from nomadpy.raft.config import PeerSpec
 from nomadpy.server.settings import ServerSettings
@@ -85,13 +85,16 @@ class Core:
         clock: Clock,
         entropy: Entropy,
         metrics: Registry | None = None,
+        codec: EntryCodec | None = None,
     ) -> None:
+        """codec: the state machine's, which then need not decode what is proposed here."""
         self.settings = settings
         self.store = store
         self.raft = raft
         self.clock = clock
         self.entropy = entropy
         self.metrics = metrics or Registry(clock)
+        self._encode = (codec or EntryCodec()).encode
 
     def snapshot(self) -> Snapshot:
         """The state as applied here, at this moment."""
@@ -112,7 +115,7 @@ class Core:
         )
         self.metrics.count("nomad.raft.apply")
         with self.metrics.timed("nomad.raft.commitTime"):
-            index, result = await self.raft.propose(encode_entry(entry), timeout_s=timeout_s)
+            index, result = await self.raft.propose(self._encode(entry), timeout_s=timeout_s)
         if isinstance(result, NomadError):
             raise result
         if isinstance(result, Applied):

@@ -16,6 +16,7 @@ import msgspec
 from nomadpy import logs
 from nomadpy.clock import Clock
 from nomadpy.entropy import Entropy
+from nomadpy.fsm.commands import EntryCodec
 from nomadpy.metrics import Registry
 from nomadpy.models.calls import ServerAddress, Write
 from nomadpy.models.root_key import RootKey
@@ -79,10 +80,13 @@ class Server:
         make_root_key: Callable[[], Awaitable[RootKey]],
         keyring: Keyring,
         metrics: Registry | None = None,
+        codec: EntryCodec | None = None,
     ) -> None:
         """bootstrap starts raft from a list; configuration is the list raft has, [] when not initialized."""
         self.settings = settings
-        self.core = Core(settings, store, raft, clock=clock, entropy=entropy, metrics=metrics)
+        self.core = Core(
+            settings, store, raft, clock=clock, entropy=entropy, metrics=metrics, codec=codec
+        )
         self.raft = raft
         self.nodes = ConnectedNodes()
         self.members = Members(self.core, pool, bootstrap, configuration, clock=clock)
