@@ -5,7 +5,12 @@ from __future__ import annotations
 import msgspec
 
 from nomadpy.entropy import Entropy
-from nomadpy.models.allocation import Allocation, AllocationMetric, RescheduleTracker
+from nomadpy.models.allocation import (
+    Allocation,
+    AllocationListStub,
+    AllocationMetric,
+    RescheduleTracker,
+)
 from nomadpy.models.annotations import DesiredUpdates, PlanAnnotations
 from nomadpy.models.deployment import Deployment
 from nomadpy.models.evaluation import Evaluation
@@ -21,7 +26,10 @@ _WOKEN = frozenset({"queued-allocs", "max-plan-attempts"})
 
 
 class Outcome(msgspec.Struct):
-    """What a pass has gathered. stops: by allocation, the last word counts. feasibilities: of the groups that failed."""
+    """What a pass has gathered. stops: by allocation, the last word counts. feasibilities: of the groups that failed.
+
+    evicted: allocations of other jobs that make room; preemptions: how many for each group.
+    """
 
     updates: dict[str, DesiredUpdates]
     queued: dict[str, int]
@@ -33,6 +41,20 @@ class Outcome(msgspec.Struct):
     new_deployment: bool = False
     deployment_updates: list[DeploymentStatusUpdate] = []
     follow_ups: list[Evaluation] = []
+    evicted: list[Allocation] = []
+    preemptions: dict[str, int] = {}
+
+    def evict(self, group: str, alloc_id: str, evicted: tuple[Allocation, ...]) -> None:
+        """Note those that make room for an allocation of the group."""
+        for alloc in evicted:
+            self.evicted.append(alloc)
+            self.stops[alloc.id] = AllocStop(
+                alloc_id=alloc.id,
+                node_id=alloc.node_id,
+                desired_status="evict",
+                description=f"Preempted by alloc ID {alloc_id}",
+            )
+            self.preemptions[group] = self.preemptions.get(group, 0) + 1
 
 
 def new_allocation(
@@ -68,6 +90,7 @@ def new_allocation(
         deployment_id=deployment_id,
         previous_allocation=previous_id,
         reschedule_tracker=tracker,
+        preempted_allocations=[evicted.id for evicted in choice.evicted] or None,
     )
 
 
@@ -83,7 +106,14 @@ def conclude(
 ) -> Decision:
     """Return the decision. dry_run: evaluations carry no snapshot index, as a plan's answer has it."""
     index = 0 if dry_run else snapshot.index
-    annotations = PlanAnnotations(desired_tg_updates=outcome.updates or None)
+    for name, number in outcome.preemptions.items():
+        known = outcome.updates.get(name, DesiredUpdates())
+        outcome.updates[name] = msgspec.structs.replace(known, preemptions=number)
+    shown = outcome.evicted if evaluation.annotate_plan else []
+    annotations = PlanAnnotations(
+        desired_tg_updates=outcome.updates or None,
+        preempted_allocs=[_stub(alloc) for alloc in shown] or None,
+    )
     ended = msgspec.structs.replace(
         evaluation,
         status="complete",
@@ -148,6 +178,28 @@ def _plan(
         deployment=outcome.deployment if outcome.new_deployment else None,
         deployment_updates=outcome.deployment_updates,
         evaluations=evaluations,
+    )
+
+
+def _stub(alloc: Allocation) -> AllocationListStub:
+    """Who would be evicted, as a plan's answer tells it."""
+    return AllocationListStub(
+        id=alloc.id,
+        eval_id=alloc.eval_id,
+        name=alloc.name,
+        namespace=alloc.namespace,
+        node_id=alloc.node_id,
+        node_name=alloc.node_name,
+        job_id=alloc.job_id,
+        job_type=alloc.job.type if alloc.job else "",
+        job_version=alloc.job.version if alloc.job else 0,
+        task_group=alloc.task_group,
+        desired_status="evict",
+        client_status=alloc.client_status,
+        create_index=alloc.create_index,
+        modify_index=alloc.modify_index,
+        create_time=alloc.create_time,
+        modify_time=alloc.modify_time,
     )
 
 

@@ -17,6 +17,7 @@ JOB_ANTI_AFFINITY = "job-anti-affinity"
 NODE_AFFINITY = "node-affinity"
 RESCHEDULE_PENALTY = "node-reschedule-penalty"
 ALLOCATION_SPREAD = "allocation-spread"
+PREEMPTION = "preemption"
 
 _MAX_FIT = 18.0
 _LN10 = math.log(10)

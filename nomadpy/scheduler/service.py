@@ -27,9 +27,10 @@ from nomadpy.scheduler.feasibility import (
 from nomadpy.scheduler.fit import terminal
 from nomadpy.scheduler.node_table import NodeTable
 from nomadpy.scheduler.placement import Choice, GroupPlacer
+from nomadpy.scheduler.preemption import Preemptor
 from nomadpy.scheduler.reconcile_groups import UPDATING, GroupReconciler, Placement, Reconciled
 from nomadpy.scheduler.reschedule import extended_tracker, penalty_nodes
-from nomadpy.scheduler.settings import effective_config
+from nomadpy.scheduler.settings import effective_config, may_preempt
 from nomadpy.scheduler.snapshot import Snapshot
 
 
@@ -116,6 +117,7 @@ class _GroupPass:
         self._table = table
         self._config = effective_config(snapshot, job)
         self._placers: dict[str, GroupPlacer] = {}
+        self._preemptors: dict[str, Preemptor] = {}
 
     def run(self) -> None:
         """Update in place, then replace, then fill places."""
@@ -181,7 +183,7 @@ class _GroupPass:
         choice = placer.select(
             penalties=penalty_nodes(previous) if place.rescheduled and previous else (),
             preferred=_preferred_node(place),
-        )
+        ) or self._preempt(cluster, placer, name)
         if choice is None:
             self._refuse(name, placer)
             if place.replaces and previous is not None:
@@ -192,8 +194,18 @@ class _GroupPass:
                 alloc_id=previous.id, node_id=previous.node_id, description=UPDATING
             )
         alloc = self._build(place, choice)
+        self._outcome.evict(name, alloc.id, choice.evicted)
         self._outcome.placements.append(alloc)
         cluster.place(choice.state, alloc, choice.grant.amount)
+
+    def _preempt(self, cluster: Cluster, placer: GroupPlacer, name: str) -> Choice | None:
+        """Make room at the expense of less important jobs, where that is allowed."""
+        if not may_preempt(self._config, self._job.type):
+            return None
+        preemptor = self._preemptors.get(name)
+        if preemptor is None:
+            preemptor = self._preemptors[name] = Preemptor(cluster, self._job, placer)
+        return preemptor.choose()
 
     def _refuse(self, name: str, placer: GroupPlacer) -> None:
         failed: dict[str, AllocationMetric] = self._outcome.failed

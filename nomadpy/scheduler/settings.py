@@ -24,3 +24,14 @@ def effective_config(snapshot: Snapshot, job: Job) -> SchedulerConfiguration:
         if oversubscribe is None
         else oversubscribe,
     )
+
+
+def may_preempt(config: SchedulerConfiguration, job_type: str) -> bool:
+    """Whether jobs of this type may evict less important ones."""
+    allowed = config.preemption_config
+    return {
+        "service": allowed.service_scheduler_enabled,
+        "batch": allowed.batch_scheduler_enabled,
+        "system": allowed.system_scheduler_enabled,
+        "sysbatch": allowed.sys_batch_scheduler_enabled,
+    }.get(job_type, False)

@@ -21,9 +21,10 @@ from nomadpy.scheduler.feasibility import in_datacenters
 from nomadpy.scheduler.fit import terminal
 from nomadpy.scheduler.node_table import NodeTable
 from nomadpy.scheduler.placement import GroupPlacer
+from nomadpy.scheduler.preemption import Preemptor
 from nomadpy.scheduler.reconcile_groups import UPDATING
 from nomadpy.scheduler.reconcile_nodes import NodeWork, reconcile_nodes
-from nomadpy.scheduler.settings import effective_config
+from nomadpy.scheduler.settings import effective_config, may_preempt
 from nomadpy.scheduler.snapshot import Snapshot
 
 _ROLLING = "rolling-update"
@@ -73,6 +74,7 @@ class _NodePass:
         self._now_ns = now_ns
         self._entropy = entropy
         self._table = table
+        self._preemptors: dict[str, Preemptor] = {}
 
     def run(self) -> None:
         """Fill the outcome."""
@@ -92,6 +94,11 @@ class _NodePass:
             group.name: GroupPlacer(cluster, job, group, config, self._entropy)
             for group in job.task_groups or ()
         }
+
+        if may_preempt(config, job.type):
+            self._preemptors = {
+                name: Preemptor(cluster, job, placer) for name, placer in placers.items()
+            }
 
         def feasible(node: Node, group: str) -> bool:
             return in_datacenters(node.datacenter, job.datacenters) and not placers[
@@ -189,6 +196,8 @@ class _NodePass:
         if state is None:
             return False
         choice = placer.try_node(state)
+        if choice is None and group in self._preemptors:
+            choice = self._preemptors[group].choose(state)
         if choice is None:
             # A node that other allocations forbid (distinct_*) is none of the job's, like one that cannot run it.
             if placer.is_exhausted(state):
@@ -203,6 +212,7 @@ class _NodePass:
             alloc_id=self._entropy.uuid(),
             previous_id=previous_id,
         )
+        self._outcome.evict(group, alloc.id, choice.evicted)
         self._outcome.placements.append(alloc)
         cluster.place(state, alloc, choice.grant.amount)
         return True

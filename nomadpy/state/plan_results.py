@@ -52,6 +52,9 @@ def _stop(tx: Transaction, stop: AllocStop) -> None:
     alloc = tx.alloc(stop.alloc_id)
     if alloc is None:
         return
+    if stop.desired_status == "run" and alloc.desired_status in schema.DESIRED_TERMINAL:
+        # Evicted since the plan was made: a mark for what shall go on does not bring it back.
+        return
     status = alloc.client_status
     if stop.client_status and status not in schema.CLIENT_TERMINAL:
         status = stop.client_status

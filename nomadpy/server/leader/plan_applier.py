@@ -13,11 +13,16 @@ import collections
 import msgspec
 
 from nomadpy import logs
+from nomadpy.entropy import Entropy
 from nomadpy.errors import DefiniteError, IndefiniteError, NomadError, NotLeaderError
 from nomadpy.fsm.commands import Noop, PlanResults
-from nomadpy.models.plan import Plan, PlanOutcome
-from nomadpy.scheduler.fit import plan_by_node
+from nomadpy.models.allocation import Allocation
+from nomadpy.models.evaluation import Evaluation
+from nomadpy.models.plan import AllocStop, Plan, PlanOutcome
+from nomadpy.scheduler.fit import NodePlan, plan_by_node, server_terminal, terminal
 from nomadpy.scheduler.node_table import NodeTable
+from nomadpy.scheduler.preemption import may_evict
+from nomadpy.server import new_evaluations
 from nomadpy.server.core import Core
 from nomadpy.state.changes import ChangeSet
 from nomadpy.state.store import Snapshot
@@ -159,10 +164,20 @@ class PlanApplier:
                         self.table.assume(committed)
                 if rejected:
                     metrics.count("nomad.nomad.plan.node_rejected", len(rejected))
-                batch.append((queued, split_plan(committed), rejected))
+                parts = [self._with_evaluations(snapshot, one) for one in split_plan(committed)]
+                batch.append((queued, parts, rejected))
         finally:
             self.table.forget_assumed()
         return batch
+
+    def _with_evaluations(self, snapshot: Snapshot, plan: Plan) -> Plan:
+        """The plan with an evaluation of every job that loses an allocation to it."""
+        made = evaluations_of_evicted(
+            snapshot, plan, entropy=self._core.entropy, now_ns=self._core.clock.now_ns()
+        )
+        if not made:
+            return plan
+        return msgspec.structs.replace(plan, evaluations=[*plan.evaluations, *made])
 
     def note(self, changes: ChangeSet) -> None:
         """Take the changes of each entry as it is applied, so that no plan waits until the table has seen many."""
@@ -202,7 +217,7 @@ class PlanApplier:
 def split_plan(plan: Plan, limit: int = PLACEMENTS_IN_ONE_ENTRY) -> list[Plan]:
     """Cut a plan into parts of at most `limit` placements, so that no log entry grows without bound.
 
-    A stop stays with the placement that replaces it; the deployment comes first, the evaluations last: only a plan whose
+    A stop stays with the placement that replaces it, an eviction with the one that it makes room for; the deployment comes first, the evaluations last: only a plan whose
     parts are all there has ended its evaluation. A gang (all_at_once) is never cut.
     """
     if len(plan.placements) <= limit or plan.all_at_once:
@@ -212,6 +227,9 @@ def split_plan(plan: Plan, limit: int = PLACEMENTS_IN_ONE_ENTRY) -> list[Plan]:
         for number, alloc in enumerate(plan.placements)
         if alloc.previous_allocation
     }
+    for number, alloc in enumerate(plan.placements):
+        for evicted in alloc.preempted_allocations or ():
+            part_of[evicted] = number // limit
     count = -(-len(plan.placements) // limit)
     return [
         msgspec.structs.replace(
@@ -250,10 +268,12 @@ def check_plan(
     if table is None:
         table = NodeTable()
         table.catch_up(snapshot)
+    plan = _without_needless_evictions(plan, table)
     rejected: list[str] = []
     for node_id, wanted in plan_by_node(plan).items():
         fits, reason = table.plan_fits(node_id, wanted)
-        if not fits:
+        reason = reason or _stale(snapshot, plan, table, node_id, wanted)
+        if not fits or reason:
             rejected.append(node_id)
             log.debug("plan rejected for a node", node_id=node_id, reason=reason)
     if not rejected:
@@ -262,21 +282,83 @@ def check_plan(
     kept = [a for a in plan.placements if a.node_id not in left_out]
     if plan.all_at_once:
         kept = []
-    # A stop that makes room for a placement elsewhere must not happen without that placement.
-    replaced = {
-        a.previous_allocation
-        for a in plan.placements
-        if a.previous_allocation and (plan.all_at_once or a.node_id in left_out)
-    }
+    # A stop that makes room for a placement must not happen without that placement.
+    needless: set[str] = set()
+    for alloc in plan.placements:
+        if plan.all_at_once or alloc.node_id in left_out:
+            needless.update((alloc.previous_allocation, *(alloc.preempted_allocations or ())))
     part = msgspec.structs.replace(
         plan,
         placements=kept,
         # Marks for a follow-up evaluation wait with it: the next pass makes both.
-        stops=[s for s in plan.stops if s.alloc_id not in replaced and not s.followup_eval_id],
+        stops=[s for s in plan.stops if s.alloc_id not in needless and not s.followup_eval_id],
         deployment=None if plan.all_at_once else plan.deployment,
         evaluations=[],
     )
     return part, rejected
+
+
+def evaluations_of_evicted(
+    snapshot: Snapshot, plan: Plan, *, entropy: Entropy, now_ns: int
+) -> list[Evaluation]:
+    """Return one evaluation `preemption` for each job that loses allocations to the plan."""
+    made: dict[tuple[str, str], Evaluation] = {}
+    for stop in plan.stops:
+        alloc = snapshot.alloc(stop.alloc_id) if stop.desired_status == "evict" else None
+        if alloc is None or (alloc.namespace, alloc.job_id) in made:
+            continue
+        job = snapshot.job(alloc.namespace, alloc.job_id)
+        if job is not None:
+            made[(alloc.namespace, alloc.job_id)] = new_evaluations.for_job(
+                job, "preemption", entropy=entropy, now_ns=now_ns
+            )
+    return list(made.values())
+
+
+def _without_needless_evictions(plan: Plan, table: NodeTable) -> Plan:
+    """The plan without evictions of what has ended since."""
+    over: set[str] = set()
+    for stop in plan.stops:
+        if stop.desired_status == "evict":
+            alloc = table.alloc(stop.node_id, stop.alloc_id)
+            if alloc is None or terminal(alloc):
+                over.add(stop.alloc_id)
+    if not over:
+        return plan
+
+    def cleaned(alloc: Allocation) -> Allocation:
+        named = alloc.preempted_allocations or []
+        if over.isdisjoint(named):
+            return alloc
+        return msgspec.structs.replace(
+            alloc, preempted_allocations=[one for one in named if one not in over] or None
+        )
+
+    return msgspec.structs.replace(
+        plan,
+        stops=[stop for stop in plan.stops if stop.alloc_id not in over],
+        placements=[cleaned(alloc) for alloc in plan.placements],
+    )
+
+
+def _stale(snapshot: Snapshot, plan: Plan, table: NodeTable, node_id: str, wanted: NodePlan) -> str:
+    """Why a plan may not do on a node what it was made for, or "": somebody else has had a say since."""
+    for alloc in wanted.placements:
+        present = table.alloc(node_id, alloc.id)
+        if present is not None and server_terminal(present) and not server_terminal(alloc):
+            return "allocation was evicted since"
+    for stop in wanted.stops:
+        if stop.desired_status == "evict" and not _may_evict(snapshot, plan, table, stop):
+            return "allocation may not be evicted any more"
+    return ""
+
+
+def _may_evict(snapshot: Snapshot, plan: Plan, table: NodeTable, stop: AllocStop) -> bool:
+    alloc = table.alloc(stop.node_id, stop.alloc_id)
+    job = None
+    if plan.job is not None:
+        job = snapshot.job_version(plan.job.namespace, plan.job.job_id, plan.job.version)
+    return alloc is not None and job is not None and may_evict(job, alloc)
 
 
 def _is_outdated(snapshot: Snapshot, plan: Plan) -> bool:
