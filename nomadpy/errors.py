@@ -155,6 +155,13 @@ class CorruptionError(DefiniteError):
     code = "corruption"
 
 
+class LogFormatError(DefiniteError):
+    """A log or snapshot of a format that this server does not read, or a write whose format not all servers read yet."""
+
+    code = "log-format"
+    status = 503
+
+
 def _by_code() -> dict[str, type[NomadError]]:
     known: dict[str, type[NomadError]] = {}
     pending: list[type[NomadError]] = [NomadError]

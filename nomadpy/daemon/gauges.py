@@ -67,6 +67,8 @@ _FSM: dict[type[Command], str] = {
     commands.VariableReseal: "apply_variable_reseal",
     commands.RestorePart: "apply_restore_part",
     commands.Restore: "apply_restore",
+    commands.Checkpoint: "apply_checkpoint",
+    commands.LogFormatSet: "apply_log_format",
 }
 _TIMERS = {command: f"nomad.nomad.fsm.{name}" for command, name in _FSM.items()}
 

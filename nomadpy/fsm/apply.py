@@ -7,14 +7,14 @@ index. A bug in a handler does the same, on every server alike, and is logged.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any
 
 import msgspec
 
 from nomadpy import logs
-from nomadpy.errors import CorruptionError, InvalidRequestError, NomadError
-from nomadpy.fsm import commands, dedup
+from nomadpy.errors import CorruptionError, InvalidRequestError, LogFormatError, NomadError
+from nomadpy.fsm import commands, dedup, formats
 from nomadpy.fsm.commands import Applied, Command, Entry, EntryCodec
 from nomadpy.fsm.restoring import Restoring
 from nomadpy.models.job import Job
@@ -30,7 +30,10 @@ from nomadpy.state import (
     plan_results,
     variables,
 )
+from nomadpy.state.checksum import Sums, table_sums
+from nomadpy.state.schema import CLUSTER, ONLY, RESTORED
 from nomadpy.state.store import Snapshot, StateStore, Transaction
+from nomadpy.state.table import Table
 
 log = logs.get(__name__)
 
@@ -39,11 +42,22 @@ RESTORING = "restoring"
 
 
 class StateMachine:
-    """What raft applies its log to."""
+    """What raft applies its log to.
 
-    def __init__(self, store: StateStore, codec: EntryCodec | None = None) -> None:
-        """codec: the one that encodes what this server proposes."""
+    on_checkpoint is called at each Checkpoint with what sums up the state at it, a little with each step.
+    """
+
+    def __init__(
+        self,
+        store: StateStore,
+        codec: EntryCodec | None = None,
+        *,
+        reads: formats.Formats = formats.OWN,
+    ) -> None:
+        """codec: the one that encodes what this server proposes. reads: the formats of the log that it takes part in."""
         self.store = store
+        self.on_checkpoint: Callable[[int, Generator[None, None, Sums]], None] | None = None
+        self._reads = reads
         self._codec = codec or EntryCodec()
         self._requests = dedup.Requests()
         self._restoring = Restoring()
@@ -52,14 +66,22 @@ class StateMachine:
     def apply(self, index: int, data: bytes) -> Applied | NomadError:
         """Apply one entry; an error is a returned value.
 
-        Raises ValueError only when the entry at this index was applied already: that is raft's fault, not the entry's.
+        Raises ValueError when the entry at this index was applied already: that is raft's fault, not the entry's. Raises
+        LogFormatError when it is of a format that other servers read and this one does not: it must go no further.
         """
         try:
             entry = self._codec.decode(data)
         except msgspec.DecodeError as error:
+            unknown = commands.unknown_tag(data)
+            if unknown is not None:
+                raise LogFormatError(
+                    f"entry {index} of the log is a command with the tag {unknown}, which came with a version newer than "
+                    "this one: install the version that the other servers run"
+                ) from error
             log.error("entry cannot be decoded", index=index, error=str(error))
             self.store.advance(index)
             return InvalidRequestError(f"entry cannot be decoded: {error}")
+        self._check_readable(index, entry.command)
         known = self._requests.find(entry.request_id)
         if known is not None:
             self.store.advance(index)
@@ -67,6 +89,13 @@ class StateMachine:
         result = self._run(index, entry)
         self._requests.remember(entry.request_id, index, entry.now_ns, result)
         return result
+
+    def _check_readable(self, index: int, command: Command) -> None:
+        version = formats.format_of(type(command))
+        if isinstance(command, commands.LogFormatSet):
+            version = max(version, command.version)
+        if version > self._reads[1]:
+            formats.check_readable(version, self._reads, f"the log at entry {index}")
 
     def snapshot(self) -> Callable[[], Iterator[bytes]]:
         """Capture the state of this moment; calling what is returned encodes it, in any thread."""
@@ -80,8 +109,9 @@ class StateMachine:
         return chunks
 
     def restore(self, chunks: Iterable[bytes]) -> None:
-        """Replace everything by a snapshot's. Raises CorruptionError, and then nothing was replaced."""
+        """Replace everything by a snapshot's. Raises CorruptionError or LogFormatError, and then nothing was replaced."""
         restored = persist.read(chunks)
+        formats.check_readable(restored.snapshot.log_format(), self._reads, "the raft snapshot")
         requests = dedup.Requests()
         try:
             requests.restore(restored.extras.get(REQUESTS, []))
@@ -136,10 +166,35 @@ class StateMachine:
         if isinstance(found, NomadError):
             self.store.advance(index)
             return found
+        formats.check_readable(found.log_format(), self._reads, "the snapshot that is restored")
         # Every table was written here, so that whoever waits for a change of one looks again.
         indexes = dict.fromkeys(found.table_indexes, index)
-        self.store.replace(Snapshot(index, found.tables, indexes))
+        before = self.store.snapshot()
+        if before.log_format() < 2:
+            indexes[RESTORED] = before.table_index(RESTORED)
+        self.store.replace(Snapshot(index, _not_below(before, found), indexes))
         return Applied(index=index)
+
+    def _checkpoint(self, index: int, _: commands.Checkpoint) -> Applied:
+        self.store.advance(index)
+        if self.on_checkpoint is not None:
+            extras = {
+                REQUESTS: dedup.encode(self._requests.capture()),
+                RESTORING: self._restoring.capture(),
+            }
+            self.on_checkpoint(index, table_sums(self.store.snapshot(), extras))
+        return Applied(index=index)
+
+
+def _not_below(before: Snapshot, found: Snapshot) -> dict[str, Table[Any, Any]]:
+    """The restored tables, with a log format that does not fall: the log still holds what it holds."""
+    was, then = before.cluster_metadata(), found.cluster_metadata()
+    if was is None or found.log_format() >= was.log_format:
+        return found.tables
+    kept = was if then is None else msgspec.structs.replace(then, log_format=was.log_format)
+    writer = found.tables[CLUSTER.name].writer()
+    writer.put(ONLY, kept)
+    return {**found.tables, CLUSTER.name: writer.commit()}
 
 
 # -- one function for each command ----------------------------------------------------------------------
@@ -300,7 +355,11 @@ def _root_key_delete(tx: Transaction, c: commands.RootKeyDelete) -> None:
 
 
 def _cluster_metadata_set(tx: Transaction, c: commands.ClusterMetadataSet) -> object:
-    return operator.set_cluster_metadata(tx, c.cluster_id).cluster_id
+    return operator.set_cluster_metadata(tx, c.cluster_id, log_format=c.log_format).cluster_id
+
+
+def _log_format_set(tx: Transaction, c: commands.LogFormatSet) -> None:
+    operator.raise_log_format(tx, c.version)
 
 
 def _reconcile_summaries(tx: Transaction, _: commands.ReconcileSummaries) -> None:
@@ -366,6 +425,7 @@ _HANDLERS: dict[type[Command], Callable[[Transaction, Any], object]] = {
     commands.RootKeyUpsert: _root_key_upsert,
     commands.RootKeyDelete: _root_key_delete,
     commands.ClusterMetadataSet: _cluster_metadata_set,
+    commands.LogFormatSet: _log_format_set,
     commands.DeploymentDelete: _deployment_delete,
     commands.JobBatchPurge: _job_batch_purge,
     commands.ReconcileSummaries: _reconcile_summaries,
@@ -381,5 +441,6 @@ _HANDLERS: dict[type[Command], Callable[[Transaction, Any], object]] = {
 _WHOLE_STATE: dict[type[Command], Callable[[StateMachine, int, Any], Applied | NomadError]] = {
     commands.RestorePart: StateMachine._set_aside,
     commands.Restore: StateMachine._replace,
+    commands.Checkpoint: StateMachine._checkpoint,
 }
 """Commands that are no transaction on a state, but are about all of it."""

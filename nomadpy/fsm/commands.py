@@ -438,6 +438,32 @@ def encode_entry(entry: Entry) -> bytes:
     return data if len(data) <= COMPRESS_ABOVE else zlib.compress(data, 1)
 
 
+class EntryCodec:
+    """Encodes what one server proposes, and remembers the newest plans, so that they need not be decoded when they are
+    applied where they were made. Equal bytes are equal entries; each is handed out once.
+    """
+
+    def __init__(self) -> None:
+        self._made: dict[bytes, Entry] = {}
+
+    def encode(self, entry: Entry) -> bytes:
+        """As `encode_entry`."""
+        data = encode_entry(entry)
+        if isinstance(entry.command, PlanResults):
+            self._made[data] = entry
+            if len(self._made) > _REMEMBERED_PLANS:
+                del self._made[next(iter(self._made))]
+        return data
+
+    def decode(self, data: bytes) -> Entry:
+        """As `decode_entry`."""
+        made = self._made.pop(data, None) if self._made else None
+        return decode_entry(data) if made is None else made
+
+
+_REMEMBERED_PLANS = 16
+
+
 class _Tagged(msgspec.Struct, frozen=True):
     type: int
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from nomadpy.errors import InvalidRequestError, NotFoundError
+from nomadpy.errors import ConflictError, InvalidRequestError, NotFoundError
 from nomadpy.models.operator import AutopilotConfiguration, SchedulerConfiguration
 from nomadpy.models.root_key import RootKey
 from nomadpy.state import schema
@@ -91,11 +91,23 @@ def retire_rekeyed(tx: Transaction) -> None:
             tx.put(schema.ROOT_KEYS, key.key_id, key)
 
 
-def set_cluster_metadata(tx: Transaction, cluster_id: str) -> ClusterMetadata:
-    """Give the cluster its id, once; return the one it has."""
+def set_cluster_metadata(
+    tx: Transaction, cluster_id: str, *, log_format: int = 1
+) -> ClusterMetadata:
+    """Give the cluster its id and the log its first format, once; return what it has."""
     existing = tx.cluster_metadata()
     if existing is not None:
         return existing
-    metadata = ClusterMetadata(cluster_id=cluster_id, create_time=tx.now_ns)
+    metadata = ClusterMetadata(cluster_id=cluster_id, create_time=tx.now_ns, log_format=log_format)
     tx.put(schema.CLUSTER, schema.ONLY, metadata)
     return metadata
+
+
+def raise_log_format(tx: Transaction, version: int) -> None:
+    """Let the log have another format from here on. Raises ConflictError unless it is a higher one."""
+    existing = tx.cluster_metadata()
+    if existing is None or version <= existing.log_format:
+        raise ConflictError(
+            f"the log is of format {tx.log_format()} already, or the cluster has no id yet"
+        )
+    tx.put(schema.CLUSTER, schema.ONLY, msgspec.structs.replace(existing, log_format=version))

@@ -253,3 +253,8 @@ class Reads:
     def cluster_metadata(self) -> ClusterMetadata | None:
         """Who the cluster is; None before its first leader said so."""
         return self.rows(schema.CLUSTER).get(schema.ONLY)
+
+    def log_format(self) -> int:
+        """The format of the log; see fsm/formats.py."""
+        metadata = self.cluster_metadata()
+        return 1 if metadata is None else metadata.log_format

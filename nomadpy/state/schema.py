@@ -36,6 +36,9 @@ ScalingEvents = dict[str, list[ScalingEvent]]
 ONLY = "only"
 """The key of a table that has one row."""
 
+RESTORED = "restored"
+"""Under this name the indexes of tables also say where the state was last replaced by a snapshot that an operator restored."""
+
 ALL_POOL = "all"
 DEFAULT_POOL = "default"
 DEFAULT_NAMESPACE = "default"
@@ -49,10 +52,11 @@ DEPLOYMENT_TERMINAL = frozenset({"successful", "failed", "cancelled"})
 
 
 class ClusterMetadata(msgspec.Struct, frozen=True, kw_only=True):
-    """Who the cluster is. create_time: nanoseconds since 1970."""
+    """Who the cluster is. create_time: nanoseconds since 1970. log_format: what its log may hold (fsm/formats.py)."""
 
     cluster_id: str
     create_time: int = 0
+    log_format: int = 1
 
 
 def alloc_is_terminal(alloc: Allocation) -> bool:
@@ -201,6 +205,8 @@ FIRST_INDEXES: dict[str, int] = {
         ),
         1,
     ),
+    # No table either: the index of the entry that last replaced the whole state by an operator's snapshot.
+    RESTORED: 0,
 }
 
 

@@ -190,6 +190,10 @@ class Table(Generic[K, V]):
         """All keys in order; not to be changed."""
         return self._order.sorted_keys(self._rows)
 
+    def items(self) -> Iterator[tuple[K, V]]:
+        """All keys and rows, in no order that means anything; nothing is sorted for it."""
+        return iter(self._rows.items())
+
     def members(self, index: str, index_key: IndexKey) -> Sequence[K]:
         """Keys of the rows under one index key, in order."""
         return sorted(self._indexes[index].get(index_key, _NO_MEMBERS))

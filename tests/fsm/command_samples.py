@@ -126,6 +126,8 @@ COMMANDS: list[c.Command] = [
     ),
     c.RestorePart(restore_id="r1", number=2, data=b"piece"),
     c.Restore(restore_id="r1", parts=3, sha256="ab" * 32),
+    c.Checkpoint(),
+    c.LogFormatSet(version=2),
 ]
 
 

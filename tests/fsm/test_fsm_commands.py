@@ -11,7 +11,7 @@ from fsm.fsm_samples import Machine, evaluation
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nomadpy.errors import NomadError
+from nomadpy.errors import LogFormatError, NomadError
 from nomadpy.fsm.apply import _HANDLERS, _WHOLE_STATE
 from nomadpy.fsm.commands import (
     COMPRESS_ABOVE,
@@ -38,7 +38,9 @@ def test_a_command_survives_the_log(command: Command) -> None:
 def test_every_command_has_a_case_a_handler_and_a_tag_of_its_own() -> None:
     assert [type(command) for command in COMMANDS] == list(KINDS) == list(_in_tag_order())
     assert set(_HANDLERS) | set(_WHOLE_STATE) == set(KINDS)
-    assert [kind.__struct_config__.tag for kind in KINDS] == list(range(1, len(KINDS) + 1))
+    tags = [kind.__struct_config__.tag for kind in KINDS]
+    assert len(set(tags)) == len(tags)
+    assert tags[:36] == list(range(1, 37))
 
 
 def _in_tag_order() -> list[type]:
@@ -69,7 +71,7 @@ def test_an_unknown_field_of_a_newer_server_is_passed_over() -> None:
         b"x",
         b"\x78\x01\x00",
         b"not msgpack at all",
-        msgspec.msgpack.encode({"command": {"type": 999}}),
+        msgspec.msgpack.encode({"command": {"type": 0}}),
         msgspec.msgpack.encode({"command": {"type": 7}}),
         encode_entry(Entry(command=EvalUpsert(evals=[evaluation(f"e{n}") for n in range(200)])))[
             :-3
@@ -94,11 +96,15 @@ def test_no_bytes_whatever_stop_the_log(data: bytes) -> None:
 
 
 @given(position=st.integers(0, 400), byte=st.integers(0, 255), which=st.sampled_from(COMMANDS))
-def test_a_damaged_entry_is_applied_or_refused_but_never_raises(
+def test_a_damaged_entry_is_applied_or_refused_or_taken_for_a_newer_servers(
     position: int, byte: int, which: Command
 ) -> None:
     data = bytearray(encode_entry(entry_of(which)))
     data[position % len(data)] = byte
     m = Machine()
-    m.machine.apply(1, bytes(data))
-    assert m.index == 1
+    try:
+        m.machine.apply(1, bytes(data))
+    except LogFormatError:
+        assert m.index == 0
+    else:
+        assert m.index == 1
