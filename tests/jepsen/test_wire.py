@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import signal
 import socket
@@ -151,7 +152,7 @@ def test_a_slow_link_passes_its_rate_and_drops_what_would_wait_too_long() -> Non
     slow, counters = line(Link(rate_kbit=64))
     moments = [m for _ in range(100) for m, _ in slow.arrivals(tcp(b"x" * 960), 0.0)]
     assert moments[0] == pytest.approx(0.125)
-    assert all(b - a == pytest.approx(0.125) for a, b in zip(moments, moments[1:], strict=False))
+    assert all(b - a == pytest.approx(0.125) for a, b in itertools.pairwise(moments))
     assert moments[-1] <= QUEUE_S + 0.126
     assert counters.dropped == 100 - len(moments)
 

@@ -1,0 +1,1 @@
+"""Wall clocks in the hands of the kit."""
