@@ -19,6 +19,11 @@ def main() -> int:
     parser.add_argument("--servers", type=int, default=3)
     parser.add_argument("--clients", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=45.0, help="virtual seconds of trouble")
+    parser.add_argument(
+        "--crowded",
+        action="store_true",
+        help="too little room: every type of job, and priorities that evict each other",
+    )
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes")
     parser.add_argument("--log", default="error", help="log level of the simulated nodes")
     options = parser.parse_args()
@@ -27,30 +32,37 @@ def main() -> int:
     seeds = range(int(first), int(last or first) + 1)
     clock = SystemClock()
     began = clock.monotonic()
-    arguments = [(seed, options.servers, options.clients, options.seconds) for seed in seeds]
-    bad = entries = acknowledged = 0
+    arguments = [
+        (seed, options.servers, options.clients, options.seconds, options.crowded) for seed in seeds
+    ]
+    bad = entries = acknowledged = evicted = 0
     virtual_s = 0.0
     with concurrent.futures.ProcessPoolExecutor(options.jobs) as pool:
         for verdict in pool.map(_one, arguments):
             entries += verdict.entries
             acknowledged += verdict.acknowledged
+            evicted += verdict.evicted
             virtual_s += verdict.seconds
             if verdict.violation:
                 bad += 1
                 print(f"seed {verdict.seed}: {verdict.violation}")
                 print(f"  faults: {' '.join(verdict.faults)}")
-                print(f"  replay: python -m nomadpy.simulator --seeds {verdict.seed} --log debug")
+                crowded = " --crowded" if options.crowded else ""
+                print(
+                    f"  replay: python -m nomadpy.simulator --seeds {verdict.seed}{crowded} --log debug"
+                )
     took = clock.monotonic() - began
     print(
         f"{bad} bad of {len(seeds)} seeds; {acknowledged} writes acknowledged, {entries} entries applied, "
+        f"{evicted} allocations evicted, "
         f"{virtual_s:.0f} virtual seconds in {took:.1f} s"
     )
     return 1 if bad else 0
 
 
-def _one(arguments: tuple[int, int, int, float]) -> Verdict:
-    seed, servers, clients, seconds = arguments
-    return run_seed(seed, servers=servers, clients=clients, trouble_s=seconds)
+def _one(arguments: tuple[int, int, int, float, bool]) -> Verdict:
+    seed, servers, clients, seconds, crowded = arguments
+    return run_seed(seed, servers=servers, clients=clients, trouble_s=seconds, crowded=crowded)
 
 
 if __name__ == "__main__":

@@ -114,6 +114,12 @@ def _job_unsettled(snapshot: Snapshot, promise: Promise, running: set[str]) -> s
         return f"{promise.job_id} is not there"
     wanted = 0 if job.stop else sum(g.count for g in job.task_groups or [])
     allocs = snapshot.allocs_by_job("default", promise.job_id)
+    evaluations = snapshot.evals_by_job("default", promise.job_id)
+    if promise.may_wait and any(e.status == "pending" for e in evaluations):
+        return f"{promise.job_id} has an evaluation to come"
+    waits = promise.may_wait and any(e.status == "blocked" for e in evaluations)
+    if promise.kind in ("system", "sysbatch") and not job.stop:
+        return _nodes_unsettled(snapshot, promise, allocs, running, waits=waits)
     if promise.kind == "batch" and not job.stop:
         done = {
             a.name
@@ -126,10 +132,12 @@ def _job_unsettled(snapshot: Snapshot, promise: Promise, running: set[str]) -> s
         # A batch job is done when each of its names has completed, in this version or, unchanged, an earlier one.
         ever = {a.name for a in allocs if a.client_status == "complete"}
         return (
-            "" if len(ever | done) >= wanted else f"{promise.job_id}: {len(ever)} of {wanted} done"
+            ""
+            if len(ever | done) >= wanted or waits
+            else f"{promise.job_id}: {len(ever)} of {wanted} done"
         )
     live_allocs = [a for a in allocs if is_live(a)]
-    if len(live_allocs) != wanted:
+    if len(live_allocs) > wanted or (len(live_allocs) < wanted and not waits):
         return f"{promise.job_id} has {len(live_allocs)} live allocations, wants {wanted}"
     idle = [a.id for a in live_allocs if a.id not in running]
     if idle:
@@ -138,6 +146,32 @@ def _job_unsettled(snapshot: Snapshot, promise: Promise, running: set[str]) -> s
     if len(names) != len(live_allocs):
         raise ViolationError(f"{promise.job_id}: an allocation name is live twice: {sorted(names)}")
     return ""
+
+
+def _nodes_unsettled(
+    snapshot: Snapshot,
+    promise: Promise,
+    allocs: list[Allocation],
+    running: set[str],
+    *,
+    waits: bool,
+) -> str:
+    """The same for a job that wants to be on every node, or to have been."""
+    there: dict[str, int] = {}
+    for alloc in allocs:
+        if is_live(alloc):
+            if alloc.id not in running:
+                return f"{promise.job_id}: {alloc.id} does not run on its node"
+            if promise.kind == "sysbatch":
+                return f"{promise.job_id} still runs"
+            there[alloc.node_id] = there.get(alloc.node_id, 0) + 1
+        elif promise.kind == "sysbatch" and alloc.client_status == "complete":
+            there.setdefault(alloc.node_id, 1)
+    twice = [node_id for node_id, count in there.items() if count > 1]
+    if twice:
+        return f"{promise.job_id} is more than once on {twice}"
+    missing = [node.name for node in snapshot.nodes() if node.id not in there]
+    return f"{promise.job_id} is not on {missing}" if missing and not waits else ""
 
 
 def check_final(cluster: SimCluster, promises: list[Promise]) -> None:

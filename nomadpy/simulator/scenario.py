@@ -10,6 +10,13 @@ import msgspec
 from nomadpy.entropy import SeededEntropy
 from nomadpy.simulator import loop as virtual
 from nomadpy.simulator.cluster import SimCluster, SimServer
+from nomadpy.simulator.crowded import (
+    JOBS,
+    CrowdedUser,
+    allow_preemption,
+    preempted,
+    waits_for_nothing,
+)
 from nomadpy.simulator.faults import Faults
 from nomadpy.simulator.invariants import ViolationError, Watch, check_final, unsettled
 from nomadpy.simulator.workload import User
@@ -26,6 +33,7 @@ class Verdict(msgspec.Struct, kw_only=True):
     entries: int = 0
     acknowledged: int = 0
     faults: list[str] = []
+    evicted: int = 0
     seconds: float = 0.0
 
 
@@ -36,9 +44,13 @@ def run_seed(
     clients: int = 5,
     trouble_s: float = 45.0,
     lying_disks: bool = False,
+    crowded: bool = False,
     wire: Callable[[SimServer], None] | None = None,
 ) -> Verdict:
-    """Run one seed to its verdict. The same arguments give the same verdict, always."""
+    """Run one seed to its verdict. The same arguments give the same verdict, always.
+
+    crowded: jobs of all types and priorities that evict each other, see crowded.py.
+    """
 
     async def main() -> Verdict:
         return await _run(
@@ -47,6 +59,7 @@ def run_seed(
             clients=clients,
             trouble_s=trouble_s,
             lying_disks=lying_disks,
+            crowded=crowded,
             wire=wire,
         )
 
@@ -60,6 +73,7 @@ async def _run(
     clients: int,
     trouble_s: float,
     lying_disks: bool,
+    crowded: bool,
     wire: Callable[[SimServer], None] | None,
 ) -> Verdict:
     watches: list[Watch] = []
@@ -75,13 +89,16 @@ async def _run(
     watch = Watch(cluster)
     watches.append(watch)
     faults = Faults(cluster, SeededEntropy(f"{seed}-faults"))
-    users = [User(cluster, n, SeededEntropy(f"{seed}-user-{n}")) for n in range(5)]
+    make, count = (CrowdedUser, len(JOBS)) if crowded else (User, 5)
+    users = [make(cluster, n, SeededEntropy(f"{seed}-user-{n}")) for n in range(count)]
     promises = [user.promise for user in users]
     verdict = Verdict(seed=seed)
     loop = asyncio.get_running_loop()
     try:
         await cluster.start()
         await _until(lambda: _formed(cluster), FORM_S, "the cluster to form")
+        if crowded:
+            await allow_preemption(cluster)
         stop = asyncio.Event()
         async with asyncio.TaskGroup() as group:
             for user in users:
@@ -99,6 +116,15 @@ async def _run(
         await _until(lambda: unsettled(cluster, promises), SETTLE_S, "the cluster to settle")
         watch.raise_any()
         check_final(cluster, promises)
+        process = cluster.live()[0].process
+        assert process is not None
+        verdict.evicted = preempted(process.store.snapshot())
+        if crowded:
+            reason = waits_for_nothing(
+                process.store.snapshot(), promises, process.server.core.clock.now_ns()
+            )
+            if reason:
+                raise ViolationError(reason)
     except (ViolationError, AssertionError) as error:
         verdict.violation = str(error) or type(error).__name__
     finally:

@@ -20,12 +20,16 @@ CALL_TIMEOUT_S = 20.0
 
 
 class Promise(msgspec.Struct):
-    """What one job's owner knows. possible: every (generation, stopped) that the job may be at now."""
+    """What one job's owner knows. possible: every (generation, stopped) that the job may be at now.
+
+    may_wait: that not all of it can be placed is no violation by itself.
+    """
 
     job_id: str
     kind: str
     possible: list[tuple[int, bool]] = []
     acknowledged: int = 0
+    may_wait: bool = False
 
     def acknowledge(self, generation: int, *, stopped: bool) -> None:
         """The server said yes: nothing older can be the truth any more."""

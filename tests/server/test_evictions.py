@@ -5,8 +5,11 @@ from __future__ import annotations
 import msgspec
 from preemption_world import a_world, evicted, sized
 from scheduling_world import World
+from server_world import body, job, running
 
+from nomadpy.models.calls import JobWrite, SchedulerConfigWrite
 from nomadpy.models.job import Job
+from nomadpy.models.operator import PreemptionConfig, SchedulerConfiguration
 from nomadpy.models.plan import Plan
 from nomadpy.scheduler.node_table import NodeTable
 from nomadpy.server.leader.plan_applier import check_plan, evaluations_of_evicted, split_plan
@@ -81,3 +84,45 @@ class TestApplier:
         table = NodeTable()
         table.catch_up(world.snapshot)
         assert check_plan(world.snapshot, plan, table) == (plan, [])
+
+
+async def test_the_evicted_job_is_looked_at_and_comes_back_when_there_is_room() -> None:
+    async with running() as world:
+        await world.call(
+            "Operator.SetSchedulerConfiguration",
+            SchedulerConfigWrite(
+                config=SchedulerConfiguration(
+                    scheduler_algorithm="binpack",
+                    preemption_config=PreemptionConfig(service_scheduler_enabled=True),
+                )
+            ),
+        )
+        node = await world.node("n0")
+        await world.register(job("low", cpu=1500, Priority=20))
+        await world.obeyed([node], lambda: len(node.wanted()) == 1)
+        answer = await world.register(job("high", cpu=1500, Priority=80))
+        await world.evaluated(answer["EvalID"])
+        await world.settled()
+        (victim,) = world.state.allocs_by_job("default", "low")
+        (winner,) = world.state.allocs_by_job("default", "high")
+        assert (victim.desired_status, victim.preempted_by_allocation) == ("evict", winner.id)
+        triggers = [e.triggered_by for e in world.state.evals_by_job("default", "low")]
+        assert "preemption" in triggers
+        blocked = [e for e in world.state.evals_by_job("default", "low") if e.status == "blocked"]
+        assert len(blocked) == 1
+        other = await world.node("n1")
+        await world.obeyed([node, other], lambda: len(other.wanted()) == 1)
+        assert other.wanted()[0].job_id == "low"
+
+
+async def test_a_plan_shows_who_would_be_evicted_and_evicts_nobody() -> None:
+    async with running() as world:
+        node = await world.node("n0")
+        await world.register(job("low", cpu=1500, Priority=20))
+        await world.obeyed([node], lambda: len(node.wanted()) == 1)
+        spec = job("everywhere", cpu=1500, Priority=80, Type="system", Update=None)
+        answer = await world.call("Job.Plan", JobWrite(job=spec, diff=True))
+        annotations = body(answer)["Annotations"]
+        assert [stub["Name"] for stub in annotations["PreemptedAllocs"]] == ["low.group[0]"]
+        assert annotations["DesiredTGUpdates"]["group"]["Preemptions"] == 1
+        assert [alloc.desired_status for alloc in node.allocs()] == ["run"]
