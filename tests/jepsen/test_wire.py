@@ -19,12 +19,12 @@ from hypothesis import strategies as st
 from jepsen_style import undo
 from jepsen_style.net.links import QUEUE_S, Counters, Line, Link, both, laid_over
 from jepsen_style.net.packets import checksum, with_bit_flipped, with_payload_forged
-from jepsen_style.net.wire import KIT, Wire, available
+from jepsen_style.net.wire import KIT, Wire
 from jepsen_style.undo import UndoList
 
 from nomadpy.entropy import SeededEntropy
 
-needs_wire = pytest.mark.skipif(available() != "", reason=available())
+needs_wire = pytest.mark.skipif(Wire.missing() != "", reason=Wire.missing())
 
 shares = st.floats(0, 1)
 links = st.builds(
@@ -197,15 +197,15 @@ print(back, late)
 
 
 @contextlib.contextmanager
-def wire(folder: Path, count: int = 2) -> Iterator[Wire]:
+def wire(folder: Path, *names: str) -> Iterator[Wire]:
     """A wire whose every host echoes datagrams."""
     notes = UndoList(folder / "notes")
-    made = Wire(count, notes)
+    made = Wire(folder, notes)
     echoes = []
     try:
-        made.up()
-        for number in range(1, count + 1):
-            command = [*made.inside(number), sys.executable, "-c", ECHO, made.address(number)]
+        made.connect(names)
+        for name in names:
+            command = [*made.inside(name), sys.executable, "-c", ECHO, made.address(name)]
             echo = subprocess.Popen(command, stdout=subprocess.PIPE)
             echoes.append(echo)
             assert echo.stdout is not None
@@ -221,7 +221,7 @@ def wire(folder: Path, count: int = 2) -> Iterator[Wire]:
         notes.undo_all()
 
 
-def ask(made: Wire, sender: int, receiver: int, count: int = 5) -> tuple[int, float]:
+def ask(made: Wire, sender: str, receiver: str, count: int = 5) -> tuple[int, float]:
     """Send datagrams between hosts, KIT for this one; how many came back, and the longest way there and back in seconds."""
     inside = [] if sender == KIT else made.inside(sender)
     command = [*inside, sys.executable, "-c", ASK, made.address(receiver), str(count)]
@@ -234,26 +234,26 @@ def ask(made: Wire, sender: int, receiver: int, count: int = 5) -> tuple[int, fl
 def test_hosts_reach_each_other_and_faults_lie_on_links_one_way_until_healed(
     tmp_path: Path,
 ) -> None:
-    with wire(tmp_path, 3) as made:
-        assert ask(made, 1, 2)[0] == 5
-        assert ask(made, KIT, 3)[0] == 5
-        made.cut([(2, 1)])
-        assert ask(made, 1, 2, 2)[0] == 0
-        assert ask(made, 1, 3)[0] == 5
-        made.lay("slow", {(3, 1): Link(delay_ms=80)})
-        back, late = ask(made, 1, 3)
+    with wire(tmp_path, "a", "b", "c") as made:
+        assert ask(made, "a", "b")[0] == 5
+        assert ask(made, KIT, "c")[0] == 5
+        made.cut([("b", "a")])
+        assert ask(made, "a", "b", 2)[0] == 0
+        assert ask(made, "a", "c")[0] == 5
+        made.lay("slow", {("c", "a"): Link(delay_ms=80)})
+        back, late = ask(made, "a", "c")
         assert back == 5
         assert late >= 0.08
-        made.join()
-        assert ask(made, 1, 2)[0] == 5
-        assert ask(made, 1, 3)[1] >= 0.08
-        made.lay("lossy", {(1, 2): Link(loss=1.0), (1, 3): Link(corrupt=1.0)})
-        assert ask(made, 1, 2, 1)[0] == 0
-        assert ask(made, 1, 3, 1)[0] == 0  # the receiver's kernel saw the checksum
-        made.lay("lossy", {(1, 2): Link(duplicate=1.0)})
-        assert ask(made, 1, 2)[0] == 5
+        made.mend()
+        assert ask(made, "a", "b")[0] == 5
+        assert ask(made, "a", "c")[1] >= 0.08
+        made.lay("lossy", {("a", "b"): Link(loss=1.0), ("a", "c"): Link(corrupt=1.0)}, seed="7")
+        assert ask(made, "a", "b", 1)[0] == 0
+        assert ask(made, "a", "c", 1)[0] == 0  # the receiver's kernel saw the checksum
+        made.lay("lossy", {("a", "b"): Link(duplicate=1.0)})
+        assert ask(made, "a", "b")[0] == 5
         made.heal()
-        assert ask(made, 1, 3)[0] == 5
+        assert ask(made, "a", "c")[0] == 5
         counted = made.counters()
         assert counted.dropped >= 3
         assert counted.delayed >= 10
@@ -265,23 +265,23 @@ def test_hosts_reach_each_other_and_faults_lie_on_links_one_way_until_healed(
 @needs_wire
 @pytest.mark.real_time
 def test_a_forged_payload_reaches_the_receiver_as_if_it_had_been_sent_so(tmp_path: Path) -> None:
-    with wire(tmp_path, 2) as made:
-        made.lay("forged", {(KIT, 1): Link(forge=1.0)})
+    with wire(tmp_path, "a", "b") as made:
+        made.lay("forged", {(KIT, "a"): Link(forge=1.0)})
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
             asking.settimeout(10)
-            asking.sendto(bytes(100), (made.address(1), 7))
+            asking.sendto(bytes(100), (made.address("a"), 7))
             assert differing_bits(asking.recv(200), bytes(100)) == 1
 
 
 @needs_wire
 @pytest.mark.real_time
 def test_nothing_stays_when_the_wire_goes_down(tmp_path: Path) -> None:
-    with wire(tmp_path, 2) as made:
-        host, kit = Path("/run/netns") / made.namespace(1), f"{made.namespace(1)[:-2]}c"
+    with wire(tmp_path, "a", "b") as made:
+        host, kit = Path("/run/netns") / made.namespace("a"), Path("/sys/class/net") / made.device
         assert host.exists()
-        assert Path(f"/sys/class/net/{kit}").exists()
+        assert kit.exists()
     assert not host.exists()
-    assert not Path(f"/sys/class/net/{kit}").exists()
+    assert not kit.exists()
     with pytest.raises(RuntimeError, match="the wire is not up"):
         made.counters()
 
@@ -295,9 +295,9 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from jepsen_style.net.wire import Wire
 from jepsen_style.undo import UndoList
-made = Wire(2, UndoList(Path(sys.argv[1])))
-made.up()
-print(made.namespace(1), flush=True)
+made = Wire(Path(sys.argv[1]), UndoList(Path(sys.argv[1])))
+made.connect(["a", "b"])
+print(made.namespace("a"), made.device, flush=True)
 sys.stdin.read()
 """
     folder = str(Path(undo.__file__).parents[1])
@@ -308,8 +308,8 @@ sys.stdin.read()
         text=True,
     )
     assert killed.stdout is not None
-    host = killed.stdout.readline().strip()
-    link = Path(f"/sys/class/net/{host[:-2]}c")
+    host, device = killed.stdout.readline().split()
+    link = Path("/sys/class/net") / device
     assert link.exists()
     os.kill(killed.pid, signal.SIGKILL)
     killed.communicate()

@@ -44,21 +44,24 @@ class Setup(msgspec.Struct, frozen=True):
     """The first line on stdin."""
 
     ports: list[Port]
-    seed: str
 
 
 class Table(msgspec.Struct, frozen=True):
-    """Every other line: (sender, receiver, faults) of all links that have any. flush: what is under way arrives now."""
+    """Every other line: (sender, receiver, faults) of all links that have any.
+
+    flush: what is under way arrives now. seed: what chance goes by from now on; "" as before.
+    """
 
     links: list[tuple[int, int, Link]]
     flush: bool = False
+    seed: str = ""
 
 
 class Forwarder:
     """Reads packets from every device, and writes each to the one its receiver's address belongs to."""
 
     def __init__(self, setup: Setup) -> None:
-        self._entropy = SeededEntropy(setup.seed)
+        self._entropy = SeededEntropy("")
         self._clock = SystemClock()
         self.counters = Counters()
         self._devices: dict[bytes, tuple[int, int]] = {}
@@ -149,6 +152,9 @@ class Forwarder:
 
     def _change(self, table: Table) -> None:
         lines = {}
+        if table.seed:
+            self._entropy = SeededEntropy(table.seed)
+            self._lines = {}
         for sender, receiver, link in table.links:
             known = self._lines.get((sender, receiver))
             if known is not None and known.link == link:
