@@ -1,11 +1,12 @@
 """Placement: real servers, simulated nodes, jobs over the HTTP API; how fast allocations come to exist.
 
     python -m bench.placement [--nodes 1000] [--shape big] [--servers 1|3] [--jobs 1000] [--count 10] [--clients 16]
-                              [--big 10000] [--runs 1] [--against http://HOST:PORT [--against-pid PID]]
+                              [--big 10000] [--runs 1] [--idle SECONDS] [--against http://HOST:PORT [--against-pid PID]]
 
 Three workloads: one batch job of --big allocations, one such service job, and --jobs jobs of --count allocations each
 registered by --clients concurrent clients. A placement counts when the job's summary shows it. One server speaks plain
-HTTP; three speak TLS, and the leader is asked. --against runs the same work on another server with the same API, whose
+HTTP; three speak TLS, and the leader is asked. --idle first measures what the nodes alone cost: with `--mode live`, their
+heartbeats and blocking queries. --against runs the same work on another server with the same API, whose
 nodes (as many, and as large) must be there already, and prints both; --against-pid adds its memory and CPU time.
 Everything started here is stopped and removed at the end; jobs put on the other server are purged.
 """
@@ -36,6 +37,7 @@ from nomadpy.demo.cluster import HOST, Daemon, LocalCluster, free_ports
 
 START_S = 60.0
 PLACE_S = 300.0
+SETTLE_S = 5.0
 
 
 class Target:
@@ -105,6 +107,17 @@ def job(job_id: str, count: int, kind: str) -> dict[str, Any]:
     return {"Job": {"ID": job_id, "Type": kind, "Datacenters": ["*"], "TaskGroups": [group]}}
 
 
+async def idle(target: Target, seconds: float) -> dict[str, Any]:
+    """What the nodes cost when nothing else happens, once their registration is over."""
+    await asyncio.sleep(SETTLE_S)
+    cpu_s = target.cpu_s()
+    await asyncio.sleep(seconds)
+    return {
+        "cores": (target.cpu_s() - cpu_s) / seconds,
+        "server RSS MB": target.rss_mb(),
+    }
+
+
 async def one_large(api: Api, target: Target, job_id: str, count: int, kind: str) -> dict[str, Any]:
     """One job; the time from its registration until all its allocations exist."""
     cpu_s, began = target.cpu_s(), time.perf_counter()
@@ -169,6 +182,8 @@ async def measure(target: Target, options: argparse.Namespace) -> dict[str, list
     async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
         api = Api(session, target)
         await _wait_nodes(api, options.nodes)
+        if options.idle:
+            results[f"{options.nodes:,} nodes, no work"] = [await idle(target, options.idle)]
         for run in range(options.runs):
             own = f"placement-{os.getpid()}-{run}"
             for kind in ("batch", "service"):
@@ -306,6 +321,7 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--big", type=int, default=10_000)
     parser.add_argument("--runs", type=int, default=1)
+    parser.add_argument("--idle", type=float, default=0.0, help="seconds to measure without work")
     parser.add_argument("--against", default="", help="another server's http://HOST:PORT")
     parser.add_argument("--against-pid", type=int, default=0)
     options = parser.parse_args()
