@@ -7,6 +7,7 @@ from nomadpy.config.keyring import keyring_faults
 from nomadpy.config.model import Config
 from nomadpy.errors import ConfigError
 from nomadpy.hcl.source import did_you_mean
+from nomadpy.models.operator import SCHEDULER_ALGORITHMS
 
 LOG_LEVELS = ("TRACE", "DEBUG", "INFO", "WARN", "WARNING", "ERROR", "OFF")
 PRIORITY_CAP = 32_766
@@ -186,10 +187,10 @@ def _server(config: Config) -> list[str]:
                 "enabled_schedulers", f"names {kind!r}; known are service, batch, system, sysbatch"
             )
     algorithm = server.default_scheduler_config.scheduler_algorithm
-    if algorithm not in ("binpack", "spread", "balanced"):
+    if algorithm not in SCHEDULER_ALGORITHMS:
         refuse(
             "default_scheduler_config.scheduler_algorithm",
-            f"must be binpack, spread or balanced, not {algorithm!r}",
+            f"must be one of {', '.join(SCHEDULER_ALGORITHMS)}, not {algorithm!r}",
         )
     return faults
 

@@ -9,6 +9,13 @@ import msgspec
 from nomadpy.models.base import ZERO_TIME, Time, Wire, always
 
 
+BINPACK = "binpack"
+SPREAD = "spread"
+BALANCED = "balanced"
+SCHEDULER_ALGORITHMS = (BINPACK, SPREAD, BALANCED)
+"""How nodes are ranked. The first two are Nomad's, the others this product's own."""
+
+
 class PreemptionConfig(Wire, frozen=True, kw_only=True):
     system_scheduler_enabled: bool = False
     sys_batch_scheduler_enabled: bool = False

@@ -15,7 +15,7 @@ from nomadpy.scheduler.feasibility import Feasibility, Requirements, affinity_sc
 from nomadpy.scheduler.fit import first_shortage
 from nomadpy.scheduler.node_table import NodeRow, NodeView
 from nomadpy.scheduler.order import Order
-from nomadpy.scheduler.ranking import PackScore, empty_score, pack_score
+from nomadpy.scheduler.ranking import PACK_SCORES, PackScore, pack_score
 from nomadpy.scheduler.refusals import Refusals
 
 
@@ -30,7 +30,7 @@ class Wanted(msgspec.Struct, frozen=True):
     @property
     def pack(self) -> PackScore:
         """The score of how full, or how empty, a node becomes."""
-        return empty_score if self.algorithm == "spread" else pack_score
+        return PACK_SCORES.get(self.algorithm, pack_score)
 
     def key(self) -> bytes:
         """Equal for groups whose nodes stand alike."""

@@ -295,6 +295,8 @@ class Reference:
         ):
             left.append(1 - (used + asked) / usable if usable else 0.0)
         cpu, memory, _ = left
+        if self.algorithm == "balanced":
+            return 1 - (cpu + memory + 6 * abs(cpu - memory)) / 8
         if self.algorithm == "spread":
             score = 10**cpu + 10**memory - 2
         else:

@@ -196,7 +196,7 @@ def check_choice(world: World, slow: Reference, group: TaskGroup, alloc: Allocat
     nodes=clusters(),
     others=jobs("other"),
     job=jobs(),
-    algorithm=st.sampled_from(["binpack", "spread"]),
+    algorithm=st.sampled_from(["binpack", "spread", "balanced"]),
     steps=st.lists(
         st.tuples(
             st.sampled_from(["fail", "update", "down", "drop", "again"]),

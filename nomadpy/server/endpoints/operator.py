@@ -11,6 +11,7 @@ from nomadpy.fsm import commands
 from nomadpy.models import calls
 from nomadpy.models.envelope import Answer
 from nomadpy.models.operator import (
+    SCHEDULER_ALGORITHMS,
     AgentMember,
     RaftConfiguration,
     RaftServer,
@@ -23,7 +24,6 @@ from nomadpy.server.members import Member
 from nomadpy.server.query import Found
 from nomadpy.state.store import Snapshot
 
-ALGORITHMS = ("binpack", "spread")
 SERF_PROTOCOL = {"ProtocolMin": 1, "ProtocolMax": 5, "ProtocolCur": 2}
 
 
@@ -132,7 +132,7 @@ class Operators:
         config = request.config
         if not config.scheduler_algorithm:
             config = msgspec.structs.replace(config, scheduler_algorithm="binpack")
-        if config.scheduler_algorithm not in ALGORITHMS:
+        if config.scheduler_algorithm not in SCHEDULER_ALGORITHMS:
             raise InvalidRequestError(f"invalid scheduler algorithm: {config.scheduler_algorithm}")
         applied = await self._core.propose(
             commands.SchedulerConfigSet(config=config, cas=request.cas),

@@ -14,6 +14,7 @@ from nomadpy.jobspec.faults import format_errors
 from nomadpy.models import calls
 from nomadpy.models.envelope import Answer
 from nomadpy.models.node import NodePool
+from nomadpy.models.operator import SCHEDULER_ALGORITHMS
 from nomadpy.rpc.dispatch import CallContext
 from nomadpy.server.endpoints.base import Services, done
 from nomadpy.server.endpoints.job_reads import jobs_of, truth
@@ -107,6 +108,9 @@ class Pools:
             faults.append(f'invalid name "{pool.name}", must match regex {_NAME.pattern}')
         if len(pool.description) > 256:
             faults.append("description longer than 256")
+        own = pool.scheduler_configuration
+        if own is not None and own.scheduler_algorithm not in ("", *SCHEDULER_ALGORITHMS):
+            faults.append(f'invalid scheduler algorithm "{own.scheduler_algorithm}"')
         if faults:
             raise InvalidRequestError(f'invalid node pool "{pool.name}": {format_errors(faults)}')
         if pool.name in ("all", "default"):
