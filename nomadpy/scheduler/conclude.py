@@ -56,6 +56,13 @@ class Outcome(msgspec.Struct):
             )
             self.preemptions[group] = self.preemptions.get(group, 0) + 1
 
+    def take_back_evictions(self) -> None:
+        """Nobody makes room after all."""
+        for alloc in self.evicted:
+            self.stops.pop(alloc.id, None)
+        self.evicted = []
+        self.preemptions = {}
+
 
 def new_allocation(
     evaluation: Evaluation,

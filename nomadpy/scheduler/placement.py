@@ -154,6 +154,15 @@ class GroupPlacer:
         self._catch_up()
         return self._metrics([])
 
+    def withheld(self, reason: str) -> AllocationMetric:
+        """Return that nodes have room and `reason` stands against all of them."""
+        self._catch_up()
+        nodes = len(self._cluster.view.rows)
+        told = self._metrics([])
+        return msgspec.structs.replace(
+            told, nodes_filtered=nodes, constraint_filtered={reason: nodes}, score_meta_data=None
+        )
+
     def node_failure(self, state: NodeState) -> AllocationMetric:
         """Return why this node alone could not be chosen; for groups that want each node."""
         filtered, exhausted = Refusals(), Refusals()

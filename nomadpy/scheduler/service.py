@@ -118,12 +118,16 @@ class _GroupPass:
         self._config = effective_config(snapshot, job)
         self._placers: dict[str, GroupPlacer] = {}
         self._preemptors: dict[str, Preemptor] = {}
+        # Where each new allocation goes, with who makes room for it and whom it replaces.
+        self._placed: list[Allocation] = []
 
     def run(self) -> None:
         """Update in place, then replace, then fill places."""
         self._update_in_place()
         if self._wanted.destructive or self._wanted.placements:
             self._place_all()
+            if self._job.all_at_once and self._outcome.failed:
+                self._withhold()
         self._start_progress_deadlines()
 
     def _update_in_place(self) -> None:
@@ -196,7 +200,33 @@ class _GroupPass:
         alloc = self._build(place, choice)
         self._outcome.evict(name, alloc.id, choice.evicted)
         self._outcome.placements.append(alloc)
+        self._placed.append(alloc)
         cluster.place(choice.state, alloc, choice.grant.amount)
+
+    def _withhold(self) -> None:
+        """Place nothing of a gang (all_at_once) since not all of it can be; what it would have displaced stays."""
+        outcome = self._outcome
+        missing = ", ".join(f'"{name}"' for name in outcome.failed)
+        withheld = {alloc.id for alloc in self._placed}
+        outcome.placements = [one for one in outcome.placements if one.id not in withheld]
+        outcome.take_back_evictions()
+        for alloc in self._placed:
+            replaced = outcome.stops.get(alloc.previous_allocation)
+            if replaced is not None and replaced.description == UPDATING:
+                del outcome.stops[alloc.previous_allocation]
+            name = alloc.task_group
+            outcome.queued[name] = outcome.queued.get(name, 0) + 1
+            known = outcome.failed.get(name)
+            if known is None:
+                outcome.failed[name] = self._placers[name].withheld(
+                    f"all_at_once: no room for group {missing}"
+                )
+            else:
+                outcome.failed[name] = msgspec.structs.replace(
+                    known, coalesced_failures=known.coalesced_failures + 1
+                )
+        # Any of the groups may be the one that makes way for another, so a node for any of them may help.
+        outcome.feasibilities = [placer.feasibility for placer in self._placers.values()]
 
     def _preempt(self, cluster: Cluster, placer: GroupPlacer, name: str) -> Choice | None:
         """Make room at the expense of less important jobs, where that is allowed."""
