@@ -12,6 +12,8 @@ What surely holds, by the kit's own clock, which like the leader's never jumps:
 
 from __future__ import annotations
 
+import itertools
+
 import msgspec
 
 from jepsen_style.checker.result import Result
@@ -140,7 +142,7 @@ def _two_holders(leases: list[Lease], ttl: int, delay: int) -> Fault | None:
 
 def _fence(leases: list[Lease]) -> Fault | None:
     known = sorted((lease for lease in leases if lease.token), key=lambda lease: lease.token)
-    for lease, later in zip(known, known[1:], strict=False):
+    for lease, later in itertools.pairwise(known):
         if lease.token == later.token:
             return "two acquisitions have one token", [lease.acquired, later.acquired]
         if later.acquired.end_ns < lease.acquired.start_ns:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import msgspec
 
@@ -13,6 +13,9 @@ from jepsen_style.checker.result import Result
 from jepsen_style.client import Answer, NodeClient, NotDoneError, OutcomeUnknownError
 from jepsen_style.history import History
 from nomadpy.entropy import Entropy
+
+if TYPE_CHECKING:
+    from jepsen_style.cluster import OwnCluster
 
 Reads = Literal["default", "stale"]
 
@@ -45,12 +48,19 @@ class Workload(ABC):
     configuration: ClassVar[Mapping[str, str]] = {}
     """Lines that the configuration of each role needs for it, "server" and "client"."""
     pace_s: ClassVar[float] = 0.0
-    """How long each client rests before a request, beside what the rate says."""
+    """How long a client rests before a request, beside what the rate says."""
 
     def __init__(self, prefix: str, reads: Reads = "default") -> None:
         """prefix: of everything this run writes, so that runs do not meet."""
         self.prefix = prefix
         self.reads = reads
+
+    def attach(self, cluster: OwnCluster) -> None:  # noqa: B027
+        """Before the first request, when the cluster is the kit's own: for workloads that look at its machine."""
+
+    def rest_s(self, worker: int) -> float:  # noqa: ARG002
+        """How long a client rests before a request, beside what the rate says."""
+        return self.pace_s
 
     @abstractmethod
     def request(self, worker: int, source: Entropy) -> Request:

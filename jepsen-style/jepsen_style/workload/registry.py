@@ -8,8 +8,9 @@ from jepsen_style.workload.blocking import Blocking
 from jepsen_style.workload.counter import Counter
 from jepsen_style.workload.jobs_set import JobsSet
 from jepsen_style.workload.lock import Lock
+from jepsen_style.workload.placement import Placement
 from jepsen_style.workload.register import Register
 
 WORKLOADS: dict[str, type[Workload]] = {
-    w.name: w for w in (Register, Counter, Append, JobsSet, Lock, Blocking)
+    w.name: w for w in (Register, Counter, Append, JobsSet, Lock, Blocking, Placement)
 }
