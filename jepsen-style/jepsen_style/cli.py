@@ -24,9 +24,10 @@ from jepsen_style.checker.perf import check_liveness, check_perf
 from jepsen_style.checker.result import Result, worst
 from jepsen_style.client import tls_from_environment
 from jepsen_style.cluster import Cluster, GivenCluster, OwnCluster
-from jepsen_style.equipment_registry import all_missing
+from jepsen_style.equipment_registry import AGENTS, all_missing
 from jepsen_style.history import History, read_history
-from jepsen_style.nemesis.registry import NEMESES, expand
+from jepsen_style.nemesis.combined import COMBINED
+from jepsen_style.nemesis.registry import NEMESES, expand, of_agents
 from jepsen_style.runner import Options, Run, Runner, agents_for, own_cluster
 from jepsen_style.workload.registry import WORKLOADS
 from nomadpy import __version__
@@ -162,10 +163,16 @@ def _one(chosen: argparse.Namespace, workload: str, nemesis: str) -> int:
     if missing:
         _say(f"off here ({missing}): {workload}")
         return UNKNOWN
-    nemeses = _possible(expand(nemesis.split(",")), given=bool(chosen.address))
+    named = [n for n in nemesis.split(",") if n != COMBINED]
+    combined = COMBINED in nemesis.split(",")
+    agents = bool(chosen.agents) or AGENTS in WORKLOADS[workload].needs
+    if combined and not named:
+        named = [n for n in NEMESES if agents or not of_agents(n)]
+    nemeses = _possible(expand(named, agents=agents), given=bool(chosen.address))
     options = Options(
         workload=workload,
         nemeses=nemeses,
+        combined=combined,
         time_limit_s=chosen.time_limit,
         liveness_s=chosen.liveness,
         concurrency=chosen.concurrency,

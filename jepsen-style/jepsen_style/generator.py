@@ -5,7 +5,7 @@ Pure: the same seed gives the same requests and the same faults. Who leads when 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import msgspec
@@ -17,6 +17,9 @@ PhaseName = Literal["safety", "heal", "liveness", "final"]
 GRACE_S = 3.0
 FAULT_S = (4.0, 9.0)
 CALM_S = (4.0, 8.0)
+# Faults that overlap.
+MOST_AT_ONCE = 3
+NEXT_S = (1.0, 5.0)
 
 
 class Phase(msgspec.Struct, frozen=True):
@@ -73,6 +76,34 @@ def schedule(seed: int, nemeses: Sequence[str], time_limit_s: float) -> list[Ste
         end = min(now + length, time_limit_s)
         steps.append(Step(waiting.pop(), now, end, f"{seed}/fault-{len(steps)}"))
         now = end + calm
+
+
+def overlapping(seed: int, families: Mapping[str, str], time_limit_s: float) -> list[Step]:
+    """Faults of different families that overlap, by their beginnings; each nemesis comes before any comes again.
+
+    families: every nemesis with its family. As in `schedule`, nothing strikes at first, and all is undone before the limit.
+    """
+    if not families:
+        return []
+    source = chance(seed, "nemesis")
+    steps: list[Step] = []
+    waiting: list[str] = []
+    now = GRACE_S
+    while now + 1.0 <= time_limit_s:
+        if not waiting:
+            waiting = list(families)
+            source.shuffle(waiting)
+        active = [step for step in steps if step.end_s > now]
+        busy = {families[step.nemesis] for step in active}
+        free = [name for name in waiting if families[name] not in busy]
+        if not free or len(active) >= MOST_AT_ONCE:
+            now = min(step.end_s for step in active)
+            continue
+        waiting.remove(free[-1])
+        end = min(now + source.uniform(*FAULT_S), time_limit_s)
+        steps.append(Step(free[-1], now, end, f"{seed}/fault-{len(steps)}"))
+        now += source.uniform(*NEXT_S)
+    return steps
 
 
 def pause_s(source: SeededEntropy, rate: float, concurrency: int) -> float:

@@ -17,6 +17,7 @@ import msgspec
 
 NEMESIS = -1
 OBSERVER = -2
+SCALES = -3
 FOREVER = 1 << 62
 
 Kind = Literal["invoke", "ok", "fail", "info"]
@@ -24,7 +25,7 @@ T = TypeVar("T")
 
 
 class Op(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One record. time: nanoseconds since the run began. process: a client's number, NEMESIS or OBSERVER.
+    """One record. time: nanoseconds since the run began. process: a client's number, NEMESIS, OBSERVER (who leads) or SCALES (what nodes take).
 
     version: the object's ModifyIndex as read, or as the write was answered; 0 for an object that is not there.
     cas: the index that a write demanded. A refused check-and-set has value and version of what was there instead.
@@ -117,7 +118,7 @@ class History:
             found.append(Call(invoke=op, done=done))
 
     def events(self, process: int) -> list[Op]:
-        """The nemesis' or the observer's records."""
+        """The records of NEMESIS, OBSERVER or SCALES."""
         return [op for op in self.ops if op.process == process]
 
 

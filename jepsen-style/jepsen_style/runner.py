@@ -9,14 +9,16 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import msgspec
+import psutil
 
 from jepsen_style import generator
 from jepsen_style.client import NodeClient, NotDoneError, OutcomeUnknownError
 from jepsen_style.cluster import Cluster, OwnCluster
 from jepsen_style.equipment_registry import AGENTS, equipment_for
-from jepsen_style.history import NEMESIS, OBSERVER, Kind, Op, Recorder
+from jepsen_style.history import NEMESIS, OBSERVER, SCALES, Kind, Op, Recorder
 from jepsen_style.nemesis.base import Nemesis
-from jepsen_style.nemesis.registry import NEMESES
+from jepsen_style.nemesis.combined import Strikes
+from jepsen_style.nemesis.registry import NEMESES, family_of
 from jepsen_style.undo import UndoList
 from jepsen_style.workload.base import Outcome, Reads, Request, Workload
 from jepsen_style.workload.registry import WORKLOADS
@@ -25,15 +27,17 @@ from nomadpy.demo.client import until
 
 READY_S = 40.0
 OBSERVE_S = 0.2
+WEIGH_S = 1.0
 
 Say = Callable[[str], None]
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
-    """What a run is to be. rate: requests a second of all clients together, 0 for as fast as they can."""
+    """What a run is to be. combined: faults of different families overlap. rate: requests a second of all clients together, 0 for as fast as they can."""
 
     workload: str = "register"
     nemeses: list[str] = []
+    combined: bool = False
     time_limit_s: float = 30.0
     liveness_s: float = 5.0
     concurrency: int = 9
@@ -87,6 +91,14 @@ class _Time:
         return self._clock.monotonic() - self._zero
 
 
+def steps_of(options: Options) -> list[generator.Step]:
+    """The schedule of a run's faults."""
+    if options.combined:
+        families = {name: family_of(name) for name in options.nemeses}
+        return generator.overlapping(options.seed, families, options.time_limit_s)
+    return generator.schedule(options.seed, options.nemeses, options.time_limit_s)
+
+
 @contextlib.contextmanager
 def own_cluster(options: Options, say: Say) -> Iterator[OwnCluster]:
     """A cluster of the kit's own that leaves nothing behind, also when the kit is killed (`run.py heal`)."""
@@ -126,6 +138,8 @@ class Runner:
         self.cluster = cluster
         self.folder = folder
         self.workload: Workload = WORKLOADS[options.workload](f"jepsen/{run_id}", options.reads)
+        if isinstance(cluster, OwnCluster):
+            self.workload.attach(cluster)
         self._time = _Time()
         self._recorder = Recorder(folder / "history.jsonl")
         self._lock = threading.Lock()
@@ -145,6 +159,9 @@ class Runner:
             )
             for name in names
         ]
+        observers.append(
+            threading.Thread(target=self._guarded, args=(self._weigh, None), name="weigh")
+        )
         try:
             for thread in observers:
                 thread.start()
@@ -213,27 +230,20 @@ class Runner:
         return not self._over.is_set()
 
     def _strike(self, say: Say) -> None:
-        options = self.options
-        if not isinstance(self.cluster, OwnCluster):
+        options, cluster = self.options, self.cluster
+        if not isinstance(cluster, OwnCluster) or not options.nemeses:
             return
-        for step in generator.schedule(options.seed, options.nemeses, options.time_limit_s):
-            if not self._wait_until(step.start_s):
-                return
-            nemesis = NEMESES[step.nemesis].make(self.cluster, self._note)
-            self._fault(nemesis, step, say)
 
-    def _fault(self, nemesis: Nemesis, step: generator.Step, say: Say) -> None:
-        source = generator.chance(self.options.seed, step.seed)
-        try:
-            began = self._time.ns()
-            words = nemesis.begin(source)
-            self._record(NEMESIS, "info", "start", key=step.nemesis, value=words, time=began)
-            say(f"{self._time.seconds():6.1f} s  {step.nemesis}: {words}")
-            self._wait_until(step.end_s)
-        finally:
-            nemesis.end()
-            self._record(NEMESIS, "info", "stop", key=step.nemesis)
-            say(f"{self._time.seconds():6.1f} s  {step.nemesis} undone")
+        def tell(what: str, step: generator.Step, words: str, at: int) -> None:
+            self._record(NEMESIS, "info", what, key=step.nemesis, value=words or None, time=at)
+            told = f": {words}" if what == "start" else " undone"
+            say(f"{self._time.seconds():6.1f} s  {step.nemesis}{told}")
+
+        def make(name: str) -> Nemesis:
+            return NEMESES[name].make(cluster, self._note)
+
+        strikes = Strikes(options.seed, make, self._time.ns, tell)
+        strikes.run(steps_of(options), self._wait_until)
 
     def _heal(self) -> None:
         if not isinstance(self.cluster, OwnCluster):
@@ -276,7 +286,7 @@ class Runner:
         client = self.cluster.client(name, options.timeout_s)
         try:
             while not self._phase_over.wait(
-                self.workload.pace_s
+                self.workload.rest_s(worker)
                 + generator.pause_s(source, options.rate, options.concurrency)
             ):
                 with self._lock:
@@ -333,6 +343,27 @@ class Runner:
             if said != last:
                 last = said
                 self._record(OBSERVER, "info", "leader", node=name, value=said, time=asked)
+
+    def _weigh(self, _: object) -> None:
+        """What every node's process takes of the machine."""
+        cluster = self.cluster
+        if not isinstance(cluster, OwnCluster):
+            return
+        known: dict[int, psutil.Process] = {}
+        while not self._over.wait(WEIGH_S):
+            for name, host in cluster.hosts.items():
+                process = host.process
+                if process is None or not host.alive:
+                    continue
+                with contextlib.suppress(psutil.Error):
+                    one = known.setdefault(process.pid, psutil.Process(process.pid))
+                    weight = {
+                        # Since the sample before; the first is 0.
+                        "cpu_percent": round(one.cpu_percent(), 1),
+                        "rss_mb": round(one.memory_info().rss / 1e6, 1),
+                        "fds": one.num_fds(),
+                    }
+                    self._record(SCALES, "info", "load", node=name, value=weight)
 
     # -- records ----------------------------------------------------------------------------------------------
 

@@ -19,7 +19,6 @@ import msgspec
 from nomadpy.demo.client import until
 from nomadpy.demo.leftovers import end_processes_of, is_alive, remove_folder
 
-
 Kind = Literal["folder", "netns", "link", "mount", "cgroup"]
 
 

@@ -8,6 +8,7 @@ from functools import partial
 import msgspec
 
 from jepsen_style.cluster import OwnCluster
+from jepsen_style.nemesis.agents import KillAgent, PartitionAgents, PauseAgent, StopAgent
 from jepsen_style.nemesis.base import TARGETS, Nemesis, Note
 from jepsen_style.nemesis.partition import GRUDGES, Partition
 from jepsen_style.nemesis.process import Kill, Pause, RestartAll, RollingRestart
@@ -27,6 +28,8 @@ class Kind(msgspec.Struct, frozen=True):
     needs: frozenset[str] = frozenset()
     family: str = ""
 
+
+AGENTS = frozenset({"agents"})
 
 NEMESES: dict[str, Kind] = {
     **{
@@ -50,17 +53,40 @@ NEMESES: dict[str, Kind] = {
         )
         for name, grudge in GRUDGES.items()
     },
+    "kill-agent": Kind(
+        KillAgent, "SIGKILL an agent, start it again later", AGENTS, family="agents"
+    ),
+    "stop-agent": Kind(
+        StopAgent, "SIGTERM an agent, start it again later", AGENTS, family="agents"
+    ),
+    "pause-agent": Kind(PauseAgent, "SIGSTOP an agent, SIGCONT later", AGENTS, family="agents"),
+    "partition-agents": Kind(
+        PartitionAgents, "one agent or all cut off from the servers", needs=AGENTS | {"hosts"}
+    ),
 }
 
 
-def expand(names: list[str]) -> list[str]:
-    """Names of nemeses; a fault without a target means all of its targets. Raises ValueError for an unknown one."""
+def family_of(name: str) -> str:
+    """A nemesis' family."""
+    return NEMESES[name].family or name.partition("-")[0]
+
+
+def expand(names: list[str], *, agents: bool = False) -> list[str]:
+    """Names of nemeses; a fault without a target means all of its targets, those of agents only where there are any.
+
+    Raises ValueError for an unknown one.
+    """
     found: list[str] = []
     for name in names:
         matches = [n for n in NEMESES if n == name] or [
-            n for n in NEMESES if n.startswith(f"{name}-")
+            n for n in NEMESES if n.startswith(f"{name}-") and (agents or not of_agents(n))
         ]
         if not matches and name != "none":
             raise ValueError(f"there is no nemesis {name!r}; see --list")
         found += [m for m in matches if m not in found]
     return found
+
+
+def of_agents(name: str) -> bool:
+    """Whether a nemesis strikes agents, or what agents use."""
+    return NEMESES[name].needs >= AGENTS
