@@ -6,11 +6,16 @@ import functools
 import os
 from collections.abc import Iterable
 
+from jepsen_style.clock.clocks import Clocks
 from jepsen_style.docker import PrivateDaemon
 from jepsen_style.equipment import Equipment
+from jepsen_style.net.wire import Wire
 from jepsen_style.network import Hosts
+from jepsen_style.res.groups import Groups
 
-EQUIPMENT: dict[str, type[Equipment]] = {e.need: e for e in (Hosts, PrivateDaemon)}
+EQUIPMENT: dict[str, type[Equipment]] = {
+    e.need: e for e in (Hosts, Wire, PrivateDaemon, Clocks, Groups)
+}
 
 # Needs that are no equipment: the cluster itself has agents, and who may do it is no thing.
 AGENTS = "agents"

@@ -9,9 +9,12 @@ import msgspec
 
 from jepsen_style.cluster import OwnCluster
 from jepsen_style.nemesis.agents import KillAgent, PartitionAgents, PauseAgent, StopAgent
-from jepsen_style.nemesis.base import TARGETS, Nemesis, Note
+from jepsen_style.nemesis.base import TARGETS, Nemesis, Note, Target
+from jepsen_style.nemesis.clock import Bump, Drift, Strobe
+from jepsen_style.nemesis.packet import PACKETS, WHERE, Packets
 from jepsen_style.nemesis.partition import GRUDGES, Partition
 from jepsen_style.nemesis.process import Kill, Pause, RestartAll, RollingRestart
+from jepsen_style.nemesis.resource import LittleCpu, NoMemoryYet, NoThreads, OutOfMemory
 
 Make = Callable[[OwnCluster, Note], Nemesis]
 
@@ -30,6 +33,8 @@ class Kind(msgspec.Struct, frozen=True):
 
 
 AGENTS = frozenset({"agents"})
+LEADER_OR_ONE: tuple[Target, ...] = ("leader", "one")
+EACH_OR_ALL: tuple[Target, ...] = ("leader", "one", "all")
 
 NEMESES: dict[str, Kind] = {
     **{
@@ -52,6 +57,42 @@ NEMESES: dict[str, Kind] = {
             needs=frozenset({"hosts"}),
         )
         for name, grudge in GRUDGES.items()
+    },
+    **{
+        f"packet-{fault}-{where}": Kind(
+            partial(Packets, fault=fault, where=where),
+            f"{(make.__doc__ or '').split('.')[0].lower()}: {'all links' if where == 'all' else 'the leader alone'}",
+            needs=frozenset({"wire"}),
+            family=f"packet-{fault}",
+        )
+        for fault, make in PACKETS.items()
+        for where in WHERE
+    },
+    **{
+        f"clock-{fault}-{t}": Kind(
+            partial(clock, target=t), f"{about}: {t}", needs=frozenset({"skew"})
+        )
+        for fault, clock, about in (
+            ("bump", Bump, "the wall clock jumps by seconds or hours"),
+            ("strobe", Strobe, "the wall clock jumps forth and back all the time"),
+            ("drift", Drift, "the wall clock runs at half to double speed"),
+        )
+        for t in EACH_OR_ALL
+    },
+    **{
+        f"cgroup-{fault}-{t}": Kind(
+            partial(starve, target=t),
+            f"{about}: {t}",
+            needs=frozenset({"cgroup"}),
+            family=family,
+        )
+        for fault, starve, about, family, where in (
+            ("cpu", LittleCpu, "a tenth of a processor", "cgroup-cpu", EACH_OR_ALL),
+            ("memory", OutOfMemory, "killed for memory", "processes", LEADER_OR_ONE),
+            ("hang", NoMemoryYet, "no memory for a while", "processes", LEADER_OR_ONE),
+            ("pids", NoThreads, "no new threads", "processes", LEADER_OR_ONE),
+        )
+        for t in where
     },
     "kill-agent": Kind(
         KillAgent, "SIGKILL an agent, start it again later", AGENTS, family="agents"

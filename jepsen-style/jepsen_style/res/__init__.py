@@ -1,0 +1,1 @@
+"""Processor, memory and process numbers in the hands of the kit."""
