@@ -1,4 +1,4 @@
-"""The command line: run, run everything, judge again, heal.
+"""The command line: run, run everything, judge again, show, simulate, heal.
 
 Exit codes: 0 valid, 1 invalid, 2 unknown, 3 the kit itself failed.
 """
@@ -6,86 +6,137 @@ Exit codes: 0 valid, 1 invalid, 2 unknown, 3 the kit itself failed.
 from __future__ import annotations
 
 import argparse
+import os
+import re
 import shlex
 import signal
 import subprocess
 import sys
+import threading
 import traceback
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
+from typing import NamedTuple
 
 import msgspec
 
 from jepsen_style import report, undo
-from jepsen_style.checker.logs import check_logs
-from jepsen_style.checker.perf import check_liveness, check_perf
 from jepsen_style.checker.result import Result, worst
 from jepsen_style.client import tls_from_environment
 from jepsen_style.cluster import Cluster, GivenCluster, OwnCluster
 from jepsen_style.equipment_registry import AGENTS, all_missing
-from jepsen_style.history import History, read_history
+from jepsen_style.judge import analyze
 from jepsen_style.nemesis.combined import COMBINED
 from jepsen_style.nemesis.registry import NEMESES, expand, of_agents
 from jepsen_style.runner import Options, Run, Runner, agents_for, own_cluster
+from jepsen_style.serve import Store
+from jepsen_style.suites import FAILED, INVALID, SUITES, UNKNOWN, VALID, Outcome, table
 from jepsen_style.workload.registry import WORKLOADS
 from nomadpy import __version__
 from nomadpy.clock import SystemClock
 from nomadpy.mutations import MUTATIONS
 
-VALID, INVALID, UNKNOWN, FAILED = 0, 1, 2, 3
-
-ALL_RUNS = (
-    ("register", "kill-leader,pause-leader"),
-    ("register", "partition-leader,partition-deaf-leader,partition-bridge"),
-    ("register", "kill-all,restart-rolling"),
-    ("counter", "kill-majority,pause-one"),
-    ("append", "kill-leader,restart-all"),
-    ("jobs-set", "kill-one,pause-leader,restart-all"),
-)
+SECONDS = 30.0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    signal.signal(signal.SIGTERM, _interrupted)
+    if threading.current_thread() is threading.main_thread():
+        for number in _INTERRUPTS:
+            signal.signal(number, _interrupted)
     try:
         return _command(words)
     except KeyboardInterrupt:
         _say("interrupted; everything that was started has been ended")
         return FAILED
-    except (OSError, RuntimeError, TimeoutError, ValueError, msgspec.MsgspecError):
+    except ValueError as error:
+        sys.stderr.write(f"{error}\n")
+        return FAILED
+    except (OSError, RuntimeError, ExceptionGroup, msgspec.MsgspecError):
         traceback.print_exc()
         return FAILED
 
 
+_INTERRUPTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
 def _interrupted(_signal: int, _frame: FrameType | None) -> None:
+    # Only once: a second one would stop the cleaning up.
+    for number in _INTERRUPTS:
+        signal.signal(number, signal.SIG_IGN)
     raise KeyboardInterrupt
 
 
 def _command(words: list[str]) -> int:
-    if words[:1] == ["heal"]:
-        healed = undo.heal()
-        for entry in healed:
-            _say(f"{entry.kind} {entry.name}")
-        _say(f"{len(healed)} things undone")
-        return VALID
-    if words[:1] == ["analyze"]:
-        if len(words) != 2:
-            raise ValueError("usage: run.py analyze DIR")
-        return _code(analyze(Path(words[1])))
-    everything = words[:1] == ["test-all"]
-    parser = _parser()
-    chosen = parser.parse_args(words[1:] if everything else words)
+    command, rest = (words[0], words[1:]) if words[:1] and words[0] in COMMANDS else ("", words)
+    if command:
+        return COMMANDS[command](rest)
+    chosen = _parser().parse_args(rest)
     if chosen.list:
         _list()
         return VALID
-    if everything:
-        return _test_all(chosen)
-    workloads = chosen.workload.split(",")
-    verdicts = [_one(chosen, w, chosen.nemesis) for w in workloads]
-    return max(verdicts, key=_gravity)
+    if chosen.time_limit is None:
+        chosen.time_limit = SECONDS
+    codes = [_one(chosen, workload, chosen.nemesis).code for workload in chosen.workload.split(",")]
+    return max(codes, key=_gravity)
+
+
+def _heal(words: list[str]) -> int:
+    _none(words, "heal")
+    healed = undo.heal()
+    for entry in healed:
+        _say(f"{entry.kind} {entry.name}")
+    _say(f"{len(healed)} things undone")
+    return VALID
+
+
+def _analyze(words: list[str]) -> int:
+    if len(words) != 1:
+        raise ValueError("usage: run.py analyze DIR")
+    return _code(analyze(Path(words[0]), _say))
+
+
+def _serve(words: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="run.py serve", description="The folder of runs, on loopback."
+    )
+    parser.add_argument("--port", type=int, default=8080, help="0 for any")
+    parser.add_argument("--out", type=Path, default=Path("store"), help="where runs are kept")
+    chosen = parser.parse_args(words)
+    report.write_index(chosen.out)
+    with Store(chosen.out, chosen.port) as store:
+        _say(store.address)
+        store.serve_forever()
+    return VALID
+
+
+def _simulate(words: list[str]) -> int:
+    """Seeds of the simulated cluster; whatever options its simulator has are handed on."""
+    command = [sys.executable, "-m", "nomadpy.simulator", *words]
+    failing: list[str] = []
+    environment = {**os.environ, "PYTHONHASHSEED": "0"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        assert process.stdout is not None
+        try:
+            for line in process.stdout:
+                _say(line.rstrip("\n"))
+                if found := re.match(r"seed (\S+): ", line):
+                    failing.append(found[1])
+        except KeyboardInterrupt:
+            process.terminate()
+            raise
+    if failing:
+        _say(f"failing seeds: {' '.join(failing)}")
+        return INVALID
+    return VALID if process.returncode == 0 else FAILED
+
+
+def _none(words: list[str], command: str) -> None:
+    if words:
+        raise ValueError(f"usage: run.py {command}")
 
 
 def _gravity(code: int) -> int:
@@ -95,7 +146,8 @@ def _gravity(code: int) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="run.py",
-        description="Clients, faults, recorded histories, verdicts. Also: run.py test-all | analyze DIR | heal",
+        description="Clients, faults, recorded histories, verdicts. Also: run.py test-all | analyze DIR | "
+        "serve | sim | heal",
         epilog="Exit codes: 0 valid, 1 invalid, 2 unknown, 3 the kit itself failed.",
     )
     add = parser.add_argument
@@ -104,9 +156,9 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--nemesis",
         default="none",
-        help="several with commas; a fault without target is all of its",
+        help="several with commas; a fault without target is all of its; `combined` among them: they overlap",
     )
-    add("--time-limit", type=float, default=30.0, metavar="S", help="seconds of work under faults")
+    add("--time-limit", type=float, metavar="S", help="seconds of work under faults")
     add("--liveness", type=float, default=5.0, metavar="S", help="seconds of work after all faults")
     add("--concurrency", type=int, default=9, metavar="N", help="clients")
     add("--rate", type=float, default=0.0, help="requests a second of all clients; 0: no limit")
@@ -129,6 +181,7 @@ def _list() -> None:
     for name, workload in WORKLOADS.items():
         _say(f"  {name:22} {workload.about}{_off(workload.needs)}")
     _say("nemeses")
+    _say(f"  {COMBINED:22} with others or alone: faults of different families overlap")
     for name, kind in NEMESES.items():
         _say(f"  {name:22} {kind.about}{_off(kind.needs)}")
     _say("mutations")
@@ -141,19 +194,29 @@ def _off(needs: Iterable[str]) -> str:
     return f"   (not here: {missing})" if missing else ""
 
 
-def _test_all(chosen: argparse.Namespace) -> int:
-    codes = []
-    for workload, nemeses in ALL_RUNS:
-        code = _one(chosen, workload, nemeses)
-        codes.append(code)
+def _test_all(words: list[str]) -> int:
+    parser = _parser()
+    parser.add_argument("--suite", choices=list(SUITES), default="ci", help="which list of runs")
+    chosen = parser.parse_args(words)
+    limit, concurrency = chosen.time_limit, chosen.concurrency
+    outcomes = []
+    for plan in SUITES[chosen.suite]:
+        chosen.time_limit = plan.seconds if limit is None else limit
+        chosen.concurrency = plan.clients or concurrency
+        code, folder = _one(chosen, plan.workload, plan.nemeses)
+        outcomes.append(Outcome(plan, code, folder))
     _say("")
-    for (workload, nemeses), code in zip(ALL_RUNS, codes, strict=True):
-        word = {VALID: "valid", INVALID: "INVALID", UNKNOWN: "unknown", FAILED: "FAILED"}[code]
-        _say(f"{word:8} {workload:10} {nemeses}")
-    return max(codes, key=_gravity)
+    for line in table(outcomes):
+        _say(line)
+    return max((o.code for o in outcomes), key=_gravity)
 
 
-def _one(chosen: argparse.Namespace, workload: str, nemesis: str) -> int:
+class _Done(NamedTuple):
+    code: int
+    folder: Path | None = None
+
+
+def _one(chosen: argparse.Namespace, workload: str, nemesis: str) -> _Done:
     """One run from the beginning to the report; a failure of the kit does not stop other runs."""
     if workload not in WORKLOADS:
         raise ValueError(f"there is no workload {workload!r}; see --list")
@@ -162,7 +225,7 @@ def _one(chosen: argparse.Namespace, workload: str, nemesis: str) -> int:
         missing = "the nodes are not this kit's"
     if missing:
         _say(f"off here ({missing}): {workload}")
-        return UNKNOWN
+        return _Done(UNKNOWN)
     named = [n for n in nemesis.split(",") if n != COMBINED]
     combined = COMBINED in nemesis.split(",")
     agents = bool(chosen.agents) or AGENTS in WORKLOADS[workload].needs
@@ -182,7 +245,7 @@ def _one(chosen: argparse.Namespace, workload: str, nemesis: str) -> int:
         agents=agents_for(chosen.agents, workload, nemeses),
         reads=chosen.reads,
         mutation=chosen.mutation,
-        command=_command_of(chosen, workload, nemeses),
+        command=_command_of(chosen, workload, nemeses, combined=combined),
     )
     now = datetime.fromtimestamp(SystemClock().now_ns() / 1e9, UTC)
     run_id = now.strftime("%Y%m%dT%H%M%S-%f")[:-3]
@@ -195,14 +258,14 @@ def _one(chosen: argparse.Namespace, workload: str, nemesis: str) -> int:
         else:
             with own_cluster(options, _say) as cluster:
                 _run_on(cluster, options, folder, run_id, clean=False)
-    except (OSError, RuntimeError, TimeoutError):
+    except (OSError, RuntimeError, ExceptionGroup):
         traceback.print_exc()
-        return FAILED
-    results = analyze(folder)
+        return _Done(FAILED, folder)
+    results = analyze(folder, _say)
     latest = chosen.out / "latest"
     latest.unlink(missing_ok=True)
     latest.symlink_to(Path(workload) / run_id)
-    return _code(results)
+    return _Done(_code(results), folder)
 
 
 def _possible(nemeses: list[str], *, given: bool) -> list[str]:
@@ -216,9 +279,12 @@ def _possible(nemeses: list[str], *, given: bool) -> list[str]:
     return [n for n in nemeses if not reasons[n]]
 
 
-def _command_of(chosen: argparse.Namespace, workload: str, nemeses: list[str]) -> str:
+def _command_of(
+    chosen: argparse.Namespace, workload: str, nemeses: list[str], *, combined: bool
+) -> str:
     words = ["python", "jepsen-style/run.py", "--workload", workload]
-    words += ["--nemesis", ",".join(nemeses) or "none"]
+    named = [COMBINED, *nemeses] if combined else nemeses
+    words += ["--nemesis", ",".join(named) or "none"]
     words += ["--time-limit", f"{chosen.time_limit:g}", "--concurrency", str(chosen.concurrency)]
     words += ["--seed", str(chosen.seed), "--nodes", str(chosen.nodes)]
     for flag, value, default in (
@@ -268,32 +334,13 @@ def _commit() -> str:
     return done.stdout.strip()
 
 
-def analyze(folder: Path) -> list[Result]:
-    """Judge a run's folder; write results.json, report.html and the index; say the verdicts."""
-    run = msgspec.json.decode((folder / "run.json").read_bytes(), type=Run)
-    history = read_history(folder / "history.jsonl")
-    logs = {f.stem: f.read_text(encoding="utf-8") for f in sorted(folder.glob("*.log"))}
-    results = judge(run, history, logs)
-    verdicts = report.Verdicts(worst(results), results)
-    (folder / "results.json").write_bytes(msgspec.json.format(msgspec.json.encode(verdicts)))
-    file = report.write_report(folder, run, history, results, logs)
-    report.write_index(folder.parent.parent)
-    for result in results:
-        _say(f"  {report.VERDICTS[result.valid]:8} {result.checker:10} {result.summary}")
-        for line in result.offending:
-            _say(f"             {line}")
-    _say(f"  {file}")
-    return results
-
-
-def judge(run: Run, history: History, logs: dict[str, str]) -> list[Result]:
-    """All verdicts of a run."""
-    options = run.options
-    workload = WORKLOADS[options.workload]("", options.reads)
-    results = [*workload.check(history), check_liveness(history, run.nodes), check_perf(history)]
-    if logs:
-        results.append(check_logs(logs))
-    return results
+COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "test-all": _test_all,
+    "analyze": _analyze,
+    "serve": _serve,
+    "sim": _simulate,
+    "heal": _heal,
+}
 
 
 def _code(results: list[Result]) -> int:
@@ -301,5 +348,11 @@ def _code(results: list[Result]) -> int:
 
 
 def _say(line: str) -> None:
-    sys.stdout.write(f"{line}\n")
-    sys.stdout.flush()
+    try:
+        sys.stdout.write(f"{line}\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever read has gone, as `head` does. The run goes on: what it finds is in its folder.
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)

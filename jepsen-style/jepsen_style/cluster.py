@@ -341,6 +341,15 @@ class OwnCluster(LocalCluster):
         found: str = until(look, seconds=seconds, what="a leader")
         return found
 
+    def await_answers(self, *, seconds: float = 40.0) -> None:
+        """Wait until every server knows a leader. Raises TimeoutError."""
+        for name in self.names:
+            until(
+                lambda n=name: self.leader_seen_by(n) not in ("", "?"),  # type: ignore[misc]
+                seconds=seconds,
+                what=f"{name}'s answer",
+            )
+
     def await_agents(self, *, seconds: float = 40.0) -> None:
         """Wait until every agent is ready. Raises RuntimeError when one ended by itself, TimeoutError."""
 

@@ -12,6 +12,7 @@ import msgspec
 import psutil
 
 from jepsen_style import generator
+from jepsen_style.checker.recovery import UNHEALED
 from jepsen_style.client import NodeClient, NotDoneError, OutcomeUnknownError
 from jepsen_style.cluster import Cluster, OwnCluster
 from jepsen_style.equipment_registry import AGENTS, equipment_for
@@ -249,10 +250,15 @@ class Runner:
         if not isinstance(self.cluster, OwnCluster):
             return
         self._record(NEMESIS, "info", "heal")
-        for name in self.cluster.heal():
-            self._note("restarted", name)
-        self.cluster.await_leader(seconds=READY_S)
-        self.cluster.await_agents(seconds=READY_S)
+        try:
+            for name in self.cluster.heal():
+                self._note("restarted", name)
+            self.cluster.await_leader(seconds=READY_S)
+            self.cluster.await_answers(seconds=READY_S)
+            self.cluster.await_agents(seconds=READY_S)
+        except (RuntimeError, TimeoutError) as error:
+            # The cluster's failure, not the kit's: the checkers shall say so, and the history go on to its end.
+            self._record(NEMESIS, "info", UNHEALED, error=str(error))
 
     def _finals(self) -> None:
         for number, name in enumerate(self.cluster.names):

@@ -13,8 +13,9 @@ from histories import call, event, history, read, write
 from hypothesis import given
 from hypothesis import strategies as st
 from jepsen_style import generator, undo
-from jepsen_style.cli import FAILED, judge, main
+from jepsen_style.cli import FAILED, main
 from jepsen_style.history import FOREVER, Op, Recorder, read_history
+from jepsen_style.judge import judge
 from jepsen_style.nemesis.partition import GRUDGES
 from jepsen_style.nemesis.registry import NEMESES, expand
 from jepsen_style.report import write_index, write_report

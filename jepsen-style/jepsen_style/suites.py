@@ -1,0 +1,140 @@
+"""Lists of runs that belong together, and the table of their verdicts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import msgspec
+
+from jepsen_style.checker.recovery import Longest
+from jepsen_style.checker.result import Result
+from jepsen_style.report import Verdicts
+
+VALID, INVALID, UNKNOWN, FAILED = 0, 1, 2, 3
+WORDS = {VALID: "valid", INVALID: "INVALID", UNKNOWN: "unknown", FAILED: "FAILED"}
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """One run of a suite. nemeses: as --nemesis takes them. seconds: of work under faults. clients: 0 for the usual number."""
+
+    workload: str
+    nemeses: str
+    seconds: float = 60.0
+    clients: int = 0
+
+
+# Whatever is promised about outages of writes, one fault at a time: 12 clients over the 8 keys.
+_QUORUM = (
+    "kill-leader",
+    "pause-leader",
+    "kill-majority",
+    "kill-all",
+    "restart-rolling",
+    "restart-all",
+    "partition-leader",
+    "partition-one",
+    "partition-halves",
+    "partition-bridge",
+    "partition-ring",
+    "partition-deaf-leader",
+)
+
+SUITES: dict[str, tuple[Plan, ...]] = {
+    # Is everything in its place?
+    "smoke": (
+        Plan("register", "kill-leader,partition-leader", 20.0),
+        Plan("jobs-set", "restart-all", 15.0),
+    ),
+    # Six minutes of faults, for every change.
+    "ci": (
+        Plan("register", "kill,pause"),
+        Plan("register", "partition"),
+        Plan("register", "clock"),
+        Plan("placement", "kill-agent,partition"),
+        Plan("jobs-set", "kill-all"),
+        Plan("append", "combined,kill,pause,partition"),
+    ),
+    "quorum": tuple(Plan("register", name, clients=12) for name in _QUORUM),
+    # Every nemesis with a workload that it could hurt; tests hold that none is missing.
+    "long": (
+        Plan("register", "kill", 120.0),
+        Plan("register", "pause", 120.0),
+        Plan("register", "partition", 120.0),
+        Plan("register", "packet", 240.0),
+        Plan("register", "clock", 120.0),
+        Plan("register", "cgroup", 120.0),
+        Plan("counter", "kill-majority,pause-one"),
+        Plan("counter", "partition-halves,partition-ring"),
+        Plan("append", "kill-leader,restart-all"),
+        Plan("append", "combined,kill,pause,partition,packet,clock", 120.0),
+        Plan("jobs-set", "kill-one,pause-leader,restart", 120.0),
+        Plan("jobs-set", "kill-all,partition-bridge"),
+        Plan("lock", "kill-leader,pause-leader,clock", 120.0),
+        Plan("lock", "partition"),
+        Plan("blocking", "kill,restart-rolling", 120.0),
+        Plan("blocking", "partition"),
+        Plan("placement", "kill-agent,stop-agent,pause-agent,partition-agents", 120.0),
+        Plan("placement", "kill-leader,partition-leader,restart-all", 120.0),
+    ),
+}
+
+
+class Outcome(msgspec.Struct, frozen=True):
+    """What came of one plan. folder: None when there was no run."""
+
+    plan: Plan
+    code: int
+    folder: Path | None
+
+
+def table(outcomes: Sequence[Outcome]) -> Iterator[str]:
+    """The lines to print at the end: a verdict for each run, then for each fault the longest outage of writes."""
+    rows = [("verdict", "workload", "answers/s", "no write", "faults")]
+    outages: dict[str, list[Longest]] = {}
+    for outcome in outcomes:
+        rate = silence = ""
+        for result in _results(outcome):
+            if result.checker == "perf":
+                rate = f"{result.facts.get('ok_per_s', '')}"
+                silence = f"{result.facts.get('longest_write_outage_s', '')} s"
+            if result.checker == "recovery" and "combined" not in outcome.plan.nemeses:
+                for name, facts in result.facts.items():
+                    outages.setdefault(name, []).append(msgspec.convert(facts, Longest))
+        plan = outcome.plan
+        rows.append((WORDS[outcome.code], plan.workload, rate, silence, plan.nemeses))
+    yield from _aligned(rows)
+    if outages:
+        yield ""
+        yield from _aligned(
+            [
+                ("fault", "times", "no write", "after all answer", "promised"),
+                *(_outage_row(name, found) for name, found in sorted(outages.items())),
+            ]
+        )
+
+
+def _outage_row(name: str, found: Sequence[Longest]) -> tuple[str, ...]:
+    longest = max(found, key=lambda o: o.silence_s)
+    after = max((o.after_up_s for o in found if o.after_up_s is not None), default=None)
+    broken = next((o.promised for o in found if "NOT" in o.promised), longest.promised)
+    return (
+        name,
+        str(sum(o.count for o in found)),
+        f"{longest.silence_s:.2f} s",
+        "-" if after is None else f"{after:.2f} s",
+        broken,
+    )
+
+
+def _results(outcome: Outcome) -> list[Result]:
+    file = None if outcome.folder is None else outcome.folder / "results.json"
+    if file is None or not file.exists():
+        return []
+    return msgspec.json.decode(file.read_bytes(), type=Verdicts).results
+
+
+def _aligned(rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    for row in rows:
+        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
