@@ -112,7 +112,8 @@ class DefaultScheduler(ConfigBlock, frozen=True, kw_only=True):
 class Server(ConfigBlock, frozen=True, kw_only=True):
     """num_schedulers 0 is one for each processor; enabled_schedulers [] is all.
 
-    task_certificate_ttl is ours: how long a task's certificate lives; agents renew it at two thirds.
+    task_certificate_ttl is ours: how long a task's certificate lives; agents renew it at two thirds. So is
+    state_check_interval: how often the servers compare what their states add up to, 0 for never.
     """
 
     enabled: bool = False
@@ -139,6 +140,7 @@ class Server(ConfigBlock, frozen=True, kw_only=True):
     root_key_gc_threshold: Duration = _H
     root_key_rotation_threshold: Duration = 720 * _H
     task_certificate_ttl: Duration = 24 * _H
+    state_check_interval: Duration = 5 * _M
     heartbeat_grace: Duration = 10 * _S
     min_heartbeat_ttl: Duration = 10 * _S
     max_heartbeats_per_second: float = 50.0

@@ -199,6 +199,7 @@ class ServerGauges:
         """Set the gauges. Queues are the leader's; they are empty on other servers."""
         self._queues(registry)
         self._raft(registry)
+        self._checks(registry)
         for status, count in self._job_status().items():
             registry.gauge(f"nomad.nomad.job_status.{status}", count)
 
@@ -241,6 +242,16 @@ class ServerGauges:
             ("raft.syncs", float(stats["syncs"])),
         ):
             registry.gauge(f"nomad.{name}", value)
+
+    def _checks(self, registry: Registry) -> None:
+        verdict = self._server.server.state_check.verdict
+        for name, value in (
+            ("log_format", self._server.store.snapshot().log_format()),
+            ("state_check.index", verdict.index),
+            ("state_check.compared", verdict.compared),
+            ("state_check.differing", len(verdict.odd)),
+        ):
+            registry.gauge(f"nomad.nomad.{name}", value)
 
     def _job_status(self) -> dict[str, int]:
         snapshot = self._server.store.snapshot()

@@ -87,6 +87,7 @@ class LocalNode:
             found["raft"] = self._raft()
             found["nomad"] = self._nomad()
             found["serf"] = self._serf()
+            found["state_check"] = self._server.server.state_check.stats()
         if self._agent is not None:
             found["client"] = {**self._agent.stats(), "known_servers": ",".join(self.servers())}
         return found
@@ -101,6 +102,8 @@ class LocalNode:
             "leader_addr": leader.address if leader is not None else "",
             "bootstrap": str(self._config.server.bootstrap_expect == 1).lower(),
             "known_regions": "1",
+            "log_format": str(self._server.store.snapshot().log_format()),
+            "log_formats": "-".join(map(str, self._server.server.settings.log_formats)),
         }
 
     def _raft(self) -> dict[str, str]:

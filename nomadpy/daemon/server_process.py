@@ -8,6 +8,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 
+import msgspec
+
 from nomadpy.clock import Clock
 from nomadpy.daemon.gauges import MeasuredStateMachine
 from nomadpy.entropy import Entropy
@@ -55,9 +57,9 @@ class ServerProcess:
         metrics = metrics or Registry(clock)
         self.store = StateStore()
         codec = EntryCodec()
-        self.state_machine = StateMachine(self.store, codec)
+        self.state_machine = StateMachine(self.store, codec, reads=settings.log_formats)
         self.raft = RaftNode(
-            raft_config,
+            msgspec.structs.replace(raft_config, formats=settings.log_formats),
             MeasuredStateMachine(self.state_machine, metrics),
             network=network,
             files=files,
@@ -84,6 +86,9 @@ class ServerProcess:
             metrics=metrics,
             keyring=keyring or Keyring(),
         )
+        self.state_machine.on_checkpoint = self.server.state_check.checkpoint
+        self._follow_format()
+        self.store.subscribe(lambda _changes: self._follow_format())
         self.listener = Listener(
             network,
             self.dispatcher,
@@ -92,6 +97,9 @@ class ServerProcess:
             max_streams_per_address=max_streams_per_address,
         )
         self._listen = listen
+
+    def _follow_format(self) -> None:
+        self.raft.require_format(self.store.snapshot().log_format())
 
     async def open(self) -> None:
         """Bind the port. Raises ConfigError when that cannot be."""

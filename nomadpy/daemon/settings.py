@@ -63,6 +63,7 @@ def server_settings(config: Config, server_id: str, rpc: str, http: str) -> Serv
         root_key_rotation_s=server.root_key_rotation_threshold / 1e9,
         job_max_priority=server.job_max_priority,
         task_certificate_ttl_s=server.task_certificate_ttl / 1e9,
+        state_check_interval_s=server.state_check_interval / 1e9,
         scheduler_algorithm=server.default_scheduler_config.scheduler_algorithm or "binpack",
     )
 

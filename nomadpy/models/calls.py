@@ -387,12 +387,22 @@ class IndexRequest(_Call, frozen=True, kw_only=True, omit_defaults=True):
     """Raft.ReadIndex: a server asks the leader for a linearizable index."""
 
 
+class StateSums(_Call, frozen=True, kw_only=True, omit_defaults=True):
+    """What the tables of a server's state added up to at the entry `index`. shape: of rows; others cannot be compared."""
+
+    index: int
+    shape: str
+    sums: dict[str, str]
+
+
 class ServerHello(_Call, frozen=True, kw_only=True, omit_defaults=True):
     """What servers tell each other about themselves: at forming, and then every second as a sign of life.
 
     id: the server's raft id (stable over restarts). http, rpc: advertised host:port. expect: bootstrap_expect.
     initialized: it has raft state already. known: ids of the servers it has heard of, itself included.
     configuration: the raft servers it started from, empty while not initialized. leaving: it is about to go.
+    formats: lowest and highest format of the log that it reads, and build the version of this software; a server of the
+    first version says neither. checked: the newest sums of its state, see server/state_check.py.
     """
 
     id: str
@@ -410,6 +420,9 @@ class ServerHello(_Call, frozen=True, kw_only=True, omit_defaults=True):
     known: list[str] = []
     configuration: list[ServerAddress] = []
     leaving: bool = False
+    formats: tuple[int, int] = (1, 1)
+    build: str = "0.1.0"
+    checked: StateSums | None = None
 
 
 class RestoreStep(_Call, frozen=True, kw_only=True, omit_defaults=True):
@@ -429,8 +442,11 @@ class RestoreStep(_Call, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class ServerHelloReply(_Call, frozen=True, kw_only=True, omit_defaults=True):
-    """The answering server's own hello, and all it has heard of. removed: the one that asked is a server no more."""
+    """The answering server's own hello, and all it has heard of. removed: the one that asked is a server no more.
+    too_old: why it cannot take part until it is upgraded, "" when it can.
+    """
 
     me: ServerHello
     members: list[ServerHello] = []
     removed: bool = False
+    too_old: str = ""

@@ -23,7 +23,8 @@ class RaftConfig(msgspec.Struct, kw_only=True, frozen=True):
 
     snapshot_entries, snapshot_bytes: how much is applied between two snapshots. trailing_entries, trailing_bytes: how
     much of the log is kept behind a snapshot, so that a follower that is a little late needs none. fsync=False is for tests and throw-away
-    development servers: a power cut then loses what was acknowledged.
+    development servers: a power cut then loses what was acknowledged. formats: the lowest and the highest format of the
+    log that the state machine reads.
     """
 
     server_id: str
@@ -31,6 +32,7 @@ class RaftConfig(msgspec.Struct, kw_only=True, frozen=True):
     address: str
     data_dir: str
     region: str = "global"
+    formats: tuple[int, int] = (1, 1)
     election_min_s: float = 1.0
     election_max_s: float = 2.0
     heartbeat_s: float = 0.1
@@ -73,7 +75,7 @@ class StateMachine(Protocol):
     """What the log is applied to; called on the event loop only."""
 
     def apply(self, index: int, data: bytes) -> object:
-        """Apply one command. Total and deterministic: an error is a returned value."""
+        """Apply one command. Total and deterministic: an error is a returned value. LogFormatError stops the server."""
         ...
 
     def snapshot(self) -> Callable[[], Iterator[bytes]]:

@@ -22,7 +22,7 @@ from typing import Any
 from nomadpy import logs
 from nomadpy.clock import Clock
 from nomadpy.entropy import Entropy
-from nomadpy.errors import IndefiniteError
+from nomadpy.errors import IndefiniteError, LogFormatError
 from nomadpy.raft import configuration as conf
 from nomadpy.raft import messages as wire
 from nomadpy.raft.config import PeerSpec, RaftConfig, StateMachine
@@ -370,9 +370,14 @@ class RaftCore(Consensus):
             completion(index, result, "done" if proposed_term == term else "replaced")
 
     def apply_command(self, index: int, term: int, data: bytes) -> object:
-        """Apply one command; never raises. `term` is the entry's, for those who check logs against each other."""
+        """Apply one command. `term` is the entry's, for those who check logs against each other.
+
+        Raises LogFormatError: others go on where this server cannot, so it must stop.
+        """
         try:
             return self.state_machine.apply(index, data)
+        except LogFormatError:
+            raise
         except Exception as cause:
             # One bad command must not stop every server for ever.
             log.exception("the state machine raised", index=index, term=term)

@@ -15,7 +15,10 @@ _LENGTH_BYTES = 4
 
 
 class Hello(msgspec.Struct, frozen=True, array_like=True, tag=1):
-    """First frame of a dialed stream: who calls, and whom it means to reach. cluster: "" before a configuration."""
+    """First frame of a dialed stream: who calls, and whom it means to reach. cluster: "" before a configuration.
+
+    reads_format: the highest format of the log that the caller reads; a server that does not say so reads the first.
+    """
 
     version: int
     id: str
@@ -24,15 +27,18 @@ class Hello(msgspec.Struct, frozen=True, array_like=True, tag=1):
     region: str
     cluster: str
     to: str
+    reads_format: int = 1
 
 
 class Welcome(msgspec.Struct, frozen=True, array_like=True, tag=2):
-    """The answer to Hello. refusal: "" when the stream may be used, else why not."""
+    """The answer to Hello. refusal: "" when the stream may be used, else why not. needs_format: the format of the log here."""
 
     version: int
     id: str
     cluster: str
     refusal: str
+    reads_format: int = 1
+    needs_format: int = 1
 
 
 class Ping(msgspec.Struct, frozen=True, array_like=True, tag=3):

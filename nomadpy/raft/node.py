@@ -9,6 +9,7 @@ next round's batch. An exception in a round, or a sync that fails, is fatal: a r
 from __future__ import annotations
 
 import asyncio
+import errno
 import heapq
 import itertools
 import os
@@ -52,7 +53,7 @@ log = logs.get(__name__)
 
 def exit_process(reason: str) -> None:
     """The default end: stop at once, so that nothing more can be said on the ground of a broken state."""
-    log.error("raft cannot go on, stopping the process", reason=reason)
+    log.error("raft stops the process", reason=reason)
     os._exit(EXIT_CODE)
 
 
@@ -100,6 +101,7 @@ class RaftNode:
             cluster=lambda: self.core.history.current.cluster,
             deliver=self._deliver,
             on_link=self._on_link,
+            formats=config.formats,
         )
         self.core = self.make_core(
             config=config,
@@ -348,6 +350,10 @@ class RaftNode:
                 f"raft: index {index} was not applied in time, this server is at {self.applied_index}"
             ) from cause
 
+    def require_format(self, version: int) -> None:
+        """From now on only with servers that read this format of the log."""
+        self.transport.require_format(version)
+
     async def add_server(self, peer: PeerSpec, *, timeout_s: float = 10) -> None:
         """Make a server a voting member (or give a member another address); it must answer on its port.
 
@@ -543,8 +549,18 @@ class RaftNode:
                 if self._wake.is_set():
                     # A long log to apply, and nothing to sync in between: let the others run.
                     await asyncio.sleep(0)
+        except OSError as cause:
+            log.error(
+                "the disk failed, this server stops; nothing was acknowledged that it does not hold",
+                server=self.config.name,
+                data_dir=self.config.data_dir,
+                error=str(cause),
+                advice=_advice(cause),
+            )
+            self._fatal(f"{type(cause).__name__}: {cause}")
+            raise
         except Exception as cause:
-            log.exception("a raft round failed", server=self.config.name)
+            log.exception("raft cannot go on, a round failed", server=self.config.name)
             self._fatal(f"{type(cause).__name__}: {cause}")
             raise
 
@@ -671,9 +687,16 @@ class RaftNode:
         async def work() -> None:
             try:
                 await self._blocking(lambda: self.snapshots.write(header, produce), snapshot=True)
-            except Exception:
+            except Exception as cause:
                 # The log still holds everything; try again after a pause.
-                log.exception("snapshot could not be written", index=header.index)
+                if isinstance(cause, OSError):
+                    log.error(
+                        "snapshot could not be written, trying again",
+                        index=header.index,
+                        error=str(cause),
+                    )
+                else:
+                    log.exception("snapshot could not be written", index=header.index)
                 await asyncio.sleep(self.config.election_max_s)
                 self._writing_snapshot = False
                 return
@@ -705,6 +728,15 @@ class _FutureWaiter(Waiter):
     def refuse(self) -> None:
         if not self.future.done():
             self.future.set_exception(self._node._not_leader())
+
+
+def _advice(cause: OSError) -> str:
+    if cause.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "make room on the disk and start it again"
+    return (
+        "look at the disk; when it is sound again, start this server again, "
+        "else give it an empty directory on another one, and it joins as a new server"
+    )
 
 
 def _finish(future: asyncio.Future[None]) -> None:

@@ -46,14 +46,19 @@ log = logs.get(__name__)
 class Link:
     """One stream to or from a peer. `current` falls when a newer stream replaces it: what it still says is stale."""
 
-    __slots__ = ("current", "decoder", "heard_at", "peer", "stream")
+    __slots__ = ("current", "decoder", "heard_at", "peer", "reads_format", "stream")
 
     def __init__(self, stream: ByteStream, peer: PeerSpec, now: float) -> None:
         self.stream = stream
         self.peer = peer
+        self.reads_format = 1
         self.current = True
         self.heard_at = now
         self.decoder = FrameDecoder()
+
+
+class UnreadableLogError(ValueError):
+    """The log that a peer has is of a format that this server does not read."""
 
 
 class _Dialer:
@@ -78,8 +83,12 @@ class RaftTransport:
         cluster: Callable[[], str],
         deliver: Callable[[Link, int, Message], None],
         on_link: Callable[[PeerSpec, bool], None],
+        formats: tuple[int, int] = (1, 1),
     ) -> None:
+        """formats: of the log that this server reads."""
         self._me = me
+        self._formats = formats
+        self._needs_format = formats[0]
         self._region = region
         self._network = network
         self._entropy = entropy
@@ -122,6 +131,27 @@ class RaftTransport:
         if link is not None:
             link.current = False
             link.stream.close()
+
+    def require_format(self, version: int) -> None:
+        """Have nothing to do any more with servers that do not read this format of the log."""
+        if version <= self._needs_format:
+            return
+        self._needs_format = version
+        for dialer in self._dialers.values():
+            if dialer.link is not None and dialer.link.reads_format < version:
+                dialer.link.stream.abort()
+        for link in self._accepted.values():
+            if link.reads_format < version:
+                link.current = False
+                link.stream.abort()
+
+    def _cannot_read(self, name: str, reads_format: int) -> str:
+        if reads_format >= self._needs_format:
+            return ""
+        return (
+            f"the log is of format {self._needs_format}, and {name} reads formats up to {reads_format} only: install there "
+            "the version that the other servers run"
+        )
 
     def is_connected(self, server_id: str) -> bool:
         """Whether requests to this server would be sent."""
@@ -213,7 +243,14 @@ class RaftTransport:
             if not isinstance(hello, Hello):
                 return
             refusal = self._refusal(hello, stream)
-            welcome = Welcome(PROTOCOL_VERSION, self._me.id, self._cluster(), refusal)
+            welcome = Welcome(
+                PROTOCOL_VERSION,
+                self._me.id,
+                self._cluster(),
+                refusal,
+                self._formats[1],
+                self._needs_format,
+            )
             stream.write(encode_frame(welcome))
             if refusal:
                 log.warning("raft connection refused", peer=stream.peer_address, reason=refusal)
@@ -221,6 +258,7 @@ class RaftTransport:
                 return
             peer = PeerSpec(hello.id, hello.name, hello.address)
             link = Link(stream, peer, loop.time())
+            link.reads_format = hello.reads_format
             older = self._accepted.get(peer.id)
             if older is not None:
                 older.current = False
@@ -251,7 +289,7 @@ class RaftTransport:
                 f"cluster {hello.cluster} is not {mine}: the servers were bootstrapped apart from each other; "
                 "empty the raft directory of those that shall join"
             )
-        return ""
+        return self._cannot_read(hello.name, hello.reads_format)
 
     # ---- the dialing side
 
@@ -290,7 +328,8 @@ class RaftTransport:
                 reason = str(cause) or type(cause).__name__
                 if reason != said:
                     said = reason
-                    log.info(
+                    tell = log.error if isinstance(cause, UnreadableLogError) else log.info
+                    tell(
                         "raft peer is not reachable",
                         peer=dialer.peer.name,
                         address=dialer.peer.address,
@@ -331,13 +370,24 @@ class RaftTransport:
                     region=self._region,
                     cluster=self._cluster(),
                     to=peer.id,
+                    reads_format=self._formats[1],
                 )
                 stream.write(FIRST_BYTE + encode_frame(hello))
                 welcome = await _next_message(stream, link.decoder)
                 if not isinstance(welcome, Welcome):
                     raise ValueError("the peer does not speak raft")  # noqa: TRY004 - a peer's fault, not a type
+                if welcome.needs_format > self._formats[1]:
+                    raise UnreadableLogError(
+                        f"the log there is of format {welcome.needs_format}, and this server reads "
+                        f"{self._formats[0]} to {self._formats[1]}: it takes no part until the version that the other "
+                        "servers run is installed here"
+                    )
                 if welcome.refusal:
                     raise ValueError(f"refused: {welcome.refusal}")
+                link.reads_format = welcome.reads_format
+                too_old = self._cannot_read(peer.name, welcome.reads_format)
+                if too_old:
+                    raise UnreadableLogError(too_old)
             except BaseException:
                 stream.abort()
                 raise

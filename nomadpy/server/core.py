@@ -11,8 +11,9 @@ from typing import Protocol
 from nomadpy import logs
 from nomadpy.clock import Clock
 from nomadpy.entropy import Entropy
-from nomadpy.errors import NomadError, NotLeaderError
-from nomadpy.fsm.commands import Applied, Command, Entry, EntryCodec
+from nomadpy.errors import LogFormatError, NomadError, NotLeaderError
+from nomadpy.fsm import formats
+from nomadpy.fsm.commands import Applied, Command, Entry, EntryCodec, LogFormatSet
 from nomadpy.metrics import Registry
 from nomadpy.raft.config import PeerSpec
 from nomadpy.server.settings import ServerSettings
@@ -71,6 +72,7 @@ class Replication(Protocol):
     ) -> None: ...
     async def transfer_leadership(self, to: str | None, *, timeout_s: float = 10) -> None: ...
     async def raise_log(self, index: int, *, timeout_s: float = 600) -> None: ...
+    def require_format(self, version: int) -> None: ...
 
 
 class Core:
@@ -94,11 +96,20 @@ class Core:
         self.clock = clock
         self.entropy = entropy
         self.metrics = metrics or Registry(clock)
+        # Set by log_format.py, which knows the other servers.
+        self.common_format: Callable[[], int] = lambda: settings.log_formats[1]
         self._encode = (codec or EntryCodec()).encode
 
     def snapshot(self) -> Snapshot:
         """The state as applied here, at this moment."""
         return self.store.snapshot()
+
+    def log_format(self) -> int:
+        """The format of the log; in a cluster that has just been formed, the one it is about to get."""
+        snapshot = self.snapshot()
+        return (
+            self.common_format() if snapshot.cluster_metadata() is None else snapshot.log_format()
+        )
 
     async def propose(
         self, command: Command, *, request_id: str = "", timeout_s: float = PROPOSE_TIMEOUT_S
@@ -106,8 +117,17 @@ class Core:
         """Write one command to the log and return what applying it gave.
 
         request_id: a command with an id that was applied before returns that result and changes nothing.
-        Raises the state machine's NomadError; NotLeaderError (definite); ProposalTimeoutError (indefinite).
+        Raises the state machine's NomadError; NotLeaderError (definite); ProposalTimeoutError (indefinite); LogFormatError
+        when not all servers can read such a command yet (definite).
         """
+        needed = formats.format_of(type(command))
+        if needed > formats.LOWEST and not isinstance(command, LogFormatSet):
+            present = self.log_format()
+            if needed > present:
+                raise LogFormatError(
+                    f"this waits until every server is upgraded: it needs log format {needed}, and the cluster's log is of "
+                    f"format {present}"
+                )
         entry = Entry(
             request_id=request_id or self.entropy.uuid(),
             now_ns=self.clock.now_ns(),

@@ -16,7 +16,7 @@ import msgspec
 from nomadpy import logs
 from nomadpy.clock import Clock
 from nomadpy.errors import NomadError
-from nomadpy.models.calls import ServerAddress, ServerHello, ServerHelloReply
+from nomadpy.models.calls import ServerAddress, ServerHello, ServerHelloReply, StateSums
 from nomadpy.server.core import Core
 from nomadpy.server.settings import ServerSettings
 
@@ -70,6 +70,9 @@ class Members:
         self._warned_of: frozenset[str] = frozenset()
         self._leaving = False
         self._removed = False
+        self._refused = ""
+        self.checked: StateSums | None = None  # what state_check.py wants told
+        self.too_old: Callable[[ServerHello], str] = lambda _hello: ""  # set by log_format.py
 
     @property
     def configuration(self) -> list[ServerAddress]:
@@ -96,6 +99,9 @@ class Members:
             known=sorted({settings.id, *self._members}),
             configuration=self.configuration,
             leaving=self._leaving,
+            formats=settings.log_formats,
+            build=settings.build,
+            checked=self.checked,
         )
 
     def leave(self) -> None:
@@ -109,6 +115,7 @@ class Members:
             me=self.me(),
             members=[m.hello for m in self.all()],
             removed=hello.id in self._core.raft.removed,
+            too_old=self.too_old(hello),
         )
 
     def all(self) -> list[Member]:
@@ -186,6 +193,13 @@ class Members:
                 "empty its raft directory and start it again",
                 told_by=reply.me.name,
             )
+        if reply.too_old and reply.too_old != self._refused:
+            log.error(
+                "this server takes no part in the cluster",
+                reason=reply.too_old,
+                told_by=reply.me.name,
+            )
+        self._refused = reply.too_old
         taken = {m.hello.rpc for m in self._members.values()} | {self._settings.rpc_address}
         for hello in reply.members:
             if hello.id not in self._members and hello.rpc not in taken:

@@ -43,9 +43,11 @@ from nomadpy.server.endpoints.variables import Variables
 from nomadpy.server.forward import ConnectedNodes, NodeLink, Router
 from nomadpy.server.leader.autopilot import Autopilot
 from nomadpy.server.leader.duties import LeaderDuties
+from nomadpy.server.log_format import LogFormats
 from nomadpy.server.members import Members
 from nomadpy.server.query import Queries
 from nomadpy.server.settings import ServerSettings
+from nomadpy.server.state_check import StateCheck
 from nomadpy.server.worker import RunBlocking
 from nomadpy.state.changes import ChangeSet
 from nomadpy.state.store import StateStore
@@ -95,7 +97,9 @@ class Server:
         self.duties = LeaderDuties(
             self.core, run_blocking=run_blocking, make_root_key=make_root_key, keyring=keyring
         )
-        self.autopilot = Autopilot(self.core, self.members)
+        self.formats = LogFormats(self.core, self.members)
+        self.autopilot = Autopilot(self.core, self.members, self.formats)
+        self.state_check = StateCheck(self.core, self.members)
         services = Services(
             self.core, self.router, self.queries, self.duties, self.members, self.nodes, keyring
         )
@@ -116,7 +120,7 @@ class Server:
         ):
             endpoints(services)
         Operators(services)
-        Quorum(services, self.autopilot)
+        Quorum(services, self.autopilot, self.state_check)
         Snapshots(services, run_blocking)
         self._leading = asyncio.Event()
         self._following = asyncio.Event()
@@ -131,6 +135,7 @@ class Server:
             tasks.create_task(self.raft.run(), name="raft")
             tasks.create_task(self.members.run(), name="members")
             tasks.create_task(self._lead_when_elected(), name="leadership")
+            tasks.create_task(self.state_check.run(), name="state-check")
 
     def _leadership(self, leading: bool, term: int) -> None:
         self.core.metrics.count(f"nomad.raft.state.{'leader' if leading else 'follower'}")

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import msgspec
 
+from nomadpy import __version__
+from nomadpy.fsm.formats import OWN, Formats
+
 SCHEDULER_TYPES = ("service", "batch", "system", "sysbatch")
 
 
@@ -14,7 +17,8 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     heartbeat_*: see heartbeats.py. *_gc_*: how long dead things stay readable, and how often the sweep runs.
     root_key_*: see leader/key_rotation.py; root_key_rotation_s 0 never rotates a key by its age.
     task_certificate_ttl_s: life of a task's X.509 certificate. identity_ttl_s: 0 lets default identities live as
-    long as their allocation.
+    long as their allocation. state_check_interval_s: see state_check.py; 0 never checks. version: Nomad's, whose wire this
+    is; build: this software's own, with the formats of the log that it reads.
     """
 
     id: str
@@ -22,6 +26,8 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     region: str = "global"
     datacenter: str = "dc1"
     version: str = "0.1.0"
+    build: str = __version__
+    log_formats: Formats = OWN
     rpc_address: str
     http_address: str = ""
     bootstrap_expect: int = 1
@@ -47,6 +53,7 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     task_certificate_ttl_s: float = 86_400.0
     leader_wait_s: float = 8.0
     scheduler_algorithm: str = "binpack"
+    state_check_interval_s: float = 300.0
 
     @property
     def member_name(self) -> str:

@@ -78,6 +78,7 @@ class SimServer:
             heartbeat_failover_ttl_s=10.0,
             leader_wait_s=6.0,
             gc_interval_s=3600.0,
+            state_check_interval_s=4.0,
         )
         raft = RaftConfig(
             server_id=settings.id,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from nomadpy.models.allocation import Allocation
 from nomadpy.scheduler.fit import allocs_fit
+from nomadpy.server.state_check import Verdict
 from nomadpy.simulator.cluster import SimCluster, SimServer
 from nomadpy.simulator.workload import Promise
 from nomadpy.state.changes import ChangeSet
@@ -36,6 +37,7 @@ class Watch:
         assert process is not None
         process.store.subscribe(lambda changes: self._applied(server, changes))
         process.raft.on_leadership(lambda leads, term: self._elected(server, leads, term))
+        process.server.state_check.on_difference = lambda verdict: self._differs(server, verdict)
 
     def raise_any(self) -> None:
         """Raise the first violation seen. Listeners cannot: raft would take it for its own failure."""
@@ -58,6 +60,9 @@ class Watch:
             c.after.node_id: None for c in changes.changes if c.table == "allocs" and c.after
         }:
             self._capacity(snapshot, node_id, changes.index)
+
+    def _differs(self, server: SimServer, verdict: Verdict) -> None:
+        self.violations.append(f"{server.name} finds that states differ: {verdict}")
 
     def _capacity(self, snapshot: Snapshot, node_id: str, index: int) -> None:
         node = snapshot.node(node_id)

@@ -105,7 +105,7 @@ def test_a_running_agent_shows_its_figures(tmp_path: Path) -> None:
         assert "nomad_raft_apply{" in text
 
         stats = agent.get("/v1/agent/self")["stats"]
-        assert set(stats) == {"client", "nomad", "raft", "runtime", "serf"}
+        assert set(stats) == {"client", "nomad", "raft", "runtime", "serf", "state_check"}
         assert stats["client"]["known_servers"] == f"127.0.0.1:{agent.rpc}"
         assert stats["client"]["node_id"] == node["ID"]
         assert stats["client"]["heartbeat_ttl"].endswith("s")

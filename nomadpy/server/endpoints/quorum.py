@@ -11,15 +11,17 @@ from nomadpy.raft.config import PeerSpec
 from nomadpy.rpc.dispatch import CallContext
 from nomadpy.server.endpoints.base import Services, done, written
 from nomadpy.server.leader.autopilot import Autopilot
+from nomadpy.server.state_check import StateCheck
 
 
 class Quorum:
     """Handlers."""
 
-    def __init__(self, services: Services, autopilot: Autopilot) -> None:
+    def __init__(self, services: Services, autopilot: Autopilot, check: StateCheck) -> None:
         self._core = services.core
         self._members = services.members
         self._autopilot = autopilot
+        self._check = check
         register = services.router.register
         register("Operator.RemovePeer", self.remove_peer)
         register("Operator.TransferLeadership", self.transfer_leadership)
@@ -75,6 +77,8 @@ class Quorum:
             progress = raft.progress(peer.id)
             well_s = self._autopilot.healthy_for(peer.id)
             healthy = well_s is not None if raft.is_leader else alive
+            # Who holds another state than the others is not well, however quickly it answers.
+            healthy = healthy and peer.id not in self._check.verdict.odd
             silent_s = progress[1] if progress is not None else 0.0
             servers.append(
                 ServerHealth(

@@ -16,6 +16,7 @@ from nomadpy.hcl.durations import parse_duration
 from nomadpy.models.operator import AutopilotConfiguration
 from nomadpy.raft.config import PeerSpec
 from nomadpy.server.core import Core
+from nomadpy.server.log_format import LogFormats
 from nomadpy.server.members import Members
 
 log = logs.get(__name__)
@@ -31,9 +32,10 @@ DEFAULT_TRAILING = 250
 class Autopilot:
     """One leadership's view of the servers. `run` lasts as long as the leadership."""
 
-    def __init__(self, core: Core, members: Members) -> None:
+    def __init__(self, core: Core, members: Members, formats: LogFormats) -> None:
         self._core = core
         self._members = members
+        self._formats = formats
         self._healthy_since: dict[str, float] = {}
         self._dead_since: dict[str, float] = {}
         self._said: dict[str, str] = {}
@@ -51,6 +53,8 @@ class Autopilot:
         """Look once, and change at most one thing."""
         config = self._core.snapshot().autopilot_config()
         self._observe(config)
+        if await self._formats.step():
+            return
         for attempt in (self._move, self._promote, self._clean_up, self._admit):
             if await attempt(config):
                 return
@@ -154,6 +158,10 @@ class Autopilot:
             if hello.id in known or member.status != "alive" or hello.rpc in addresses:
                 continue
             peer = PeerSpec(hello.id, hello.name, hello.rpc)
+            too_old = self._formats.too_old(hello)
+            if too_old:
+                self._say(peer, too_old)
+                continue
             if await self._try("server joined as a learner", peer, raft.add_learner(peer)):
                 return True
         return False
@@ -162,13 +170,17 @@ class Autopilot:
         try:
             await change
         except NomadError as error:
-            if self._said.get(peer.id) != error.message:
-                self._said[peer.id] = error.message
-                log.warning("server not changed", name=peer.name, id=peer.id, error=error.message)
+            self._say(peer, error.message)
             return False
         self._said.pop(peer.id, None)
         log.info(text, name=peer.name, id=peer.id, address=peer.address)
         return True
+
+    def _say(self, peer: PeerSpec, reason: str) -> None:
+        """Once for each reason."""
+        if self._said.get(peer.id) != reason:
+            self._said[peer.id] = reason
+            log.warning("server not changed", name=peer.name, id=peer.id, error=reason)
 
 
 def _seconds(text: str, default: float) -> float:

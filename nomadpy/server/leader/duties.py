@@ -310,7 +310,11 @@ class LeaderDuties:
             try:
                 snapshot = core.snapshot()
                 if snapshot.cluster_metadata() is None:
-                    await core.propose(ClusterMetadataSet(cluster_id=core.entropy.uuid()))
+                    await core.propose(
+                        ClusterMetadataSet(
+                            cluster_id=core.entropy.uuid(), log_format=core.common_format()
+                        )
+                    )
                 if snapshot.autopilot_config().create_index == 0:
                     await core.propose(AutopilotConfigSet(config=_AUTOPILOT, cas=None))
                 if snapshot.scheduler_config().create_index == 0:
