@@ -13,6 +13,7 @@ from nomadpy.config.load import load, unused_settings
 from nomadpy.config.model import Config
 from nomadpy.daemon.cycles import collect_what_is_new
 from nomadpy.daemon.process import Node, describe, discard_temporary, serve
+from nomadpy.errors import DefiniteError
 
 log = logs.get(__name__)
 
@@ -37,7 +38,10 @@ def main(flags: Mapping[str, Any]) -> int:
 
 
 async def _run(config: Config) -> int:
-    node = Node(config)
+    try:
+        node = Node(config)
+    except OSError as cause:
+        raise DefiniteError(f"a file or directory of the node cannot be used: {cause}") from cause
     _say("==> nomadpy agent configuration:\n")
     width = max(len(name) for name, _ in describe(node))
     for name, value in describe(node):

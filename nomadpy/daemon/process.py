@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import shutil
 import signal
 import socket
@@ -59,6 +60,7 @@ log = logs.get(__name__)
 
 LEAVE_TIMEOUT_S = 15.0
 SERVER_ID_FILE = "server-id"
+_SERVER_ID = re.compile(rb"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 SERVICES: tuple[Service, ...] = ("http", "rpc")
 
 
@@ -118,7 +120,7 @@ class Node:
     def _make_data_dir(self) -> None:
         home = Path(self.config.data_dir)
         try:
-            home.mkdir(mode=0o700, parents=True, exist_ok=True)
+            RealFiles().make_directory(str(home))
         except OSError as cause:
             raise ConfigError(f"data_dir {home} cannot be made: {cause.strerror}") from cause
 
@@ -137,7 +139,7 @@ class Node:
         config = self.config
         # The id lies beside the log: who loses the log loses the id, and cannot vote a second time as the same server.
         home = Path(config.server.data_dir) / "raft"
-        home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        RealFiles().make_directory(str(home))
         server_id = _persistent_id(home / SERVER_ID_FILE, self._entropy.uuid)
         process = ServerProcess(
             server_settings(config, server_id, self._rpc, self._http),
@@ -345,10 +347,13 @@ def _metric_labels(config: Config) -> dict[str, str]:
 def _persistent_id(path: Path, make: Callable[[], str]) -> str:
     """The id in the file, made at the first start and durable before it is used."""
     with contextlib.suppress(FileNotFoundError):
-        found = path.read_text(encoding="ascii").strip()
-        if len(found) == 36:
-            return found
-        raise ConfigError(f"{path} does not hold a server id; restore it, or empty the data_dir")
+        found = path.read_bytes().strip()
+        if _SERVER_ID.fullmatch(found):
+            return found.decode()
+        raise ConfigError(
+            f"{path} does not hold a server id; restore it, or empty the directory it is in, and the server joins as a "
+            "new one"
+        )
     identity = make()
     aside = path.with_suffix(".new")
     with aside.open("w", encoding="ascii") as file:
@@ -356,6 +361,7 @@ def _persistent_id(path: Path, make: Callable[[], str]) -> str:
         file.flush()
         os.fsync(file.fileno())
     aside.rename(path)
+    RealFiles().sync_directory(str(path.parent))
     return identity
 
 

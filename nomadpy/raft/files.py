@@ -69,6 +69,10 @@ class Files(Protocol):
         """Overwrite bytes with the same bytes, durably, for when it is not known whether they reached the disk."""
         ...
 
+    def note(self, path: str, data: bytes) -> None:
+        """Write over the beginning of a file in place, made when missing; durable at some time, or never."""
+        ...
+
     def sync_directory(self, directory: str) -> None:
         """Make the names in the directory durable."""
         ...
@@ -95,10 +99,15 @@ class RealFiles:
 
     def make_directory(self, path: str) -> None:
         """Create the directory and its parents, durably; fine when it exists."""
+        path = os.path.abspath(path)
         if os.path.isdir(path):
             return
-        os.makedirs(path, mode=0o700, exist_ok=True)
-        self.sync_directory(os.path.dirname(os.path.abspath(path)))
+        above = os.path.dirname(path)
+        if not os.path.exists(above):
+            self.make_directory(above)
+        os.mkdir(path, mode=0o700)
+        # Each name is in the directory above it, and a name that is lost takes everything below with it.
+        self.sync_directory(above)
 
     def list(self, directory: str) -> list[str]:
         """Sorted names; empty when there is no such directory."""
@@ -152,6 +161,14 @@ class RealFiles:
                 offset += written
                 rest = rest[written:]
             os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def note(self, path: str, data: bytes) -> None:
+        """Write over the beginning of a file in place; durable at some time, or never."""
+        descriptor = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+        try:
+            os.pwrite(descriptor, data, 0)
         finally:
             os.close(descriptor)
 

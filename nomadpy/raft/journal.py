@@ -11,6 +11,12 @@ thread, while nobody changes the journal. What depends on it may leave the serve
 A batch is written only after the one before it is durable. So a damaged end of the last segment is a batch that a
 crash cut short, and nothing in it was ever acknowledged: it is dropped. A damaged batch with a valid one after it was
 durable once: that is corruption, and the server must not start, for it would forget what it promised.
+
+Of the last batch alone its own bytes cannot tell which of the two it is. So after every sync the file `synced` notes how
+far the log is durable, in place and without a sync of its own: it may be behind, never ahead. What is damaged or
+missing below it was durable once. Behind a power cut that took the note's last state along, less is known, and nothing wrong.
+
+    synced   = b"NRSY" u32 crc32c(the rest) u64 segment u64 bytes of it
 """
 
 from __future__ import annotations
@@ -39,6 +45,8 @@ _BATCH = struct.Struct("<4sII")
 _RECORD = struct.Struct("<BQQI")
 _ENTRY, _TRUNCATE, _RESET = 0, 1, 2
 _HARD_STATE_MAGIC = b"NRHS"
+_SYNCED = struct.Struct("<4sIQQ")
+_SYNCED_MAGIC = b"NRSY"
 
 _ADVICE = (
     "Do not repair it by hand: what this server acknowledged may be lost. Stop it, remove it from the cluster, "
@@ -78,6 +86,7 @@ class Journal:
         files.make_directory(directory)
         self._last_batch: tuple[str, int, bytes] | None = None
         found = self._load_hard_state()
+        self._durable = self._load_synced()
         self._load_segments()
         if not found and self.entries and self.entries[-1][2] > 0:
             raise CorruptionError(
@@ -194,6 +203,7 @@ class Journal:
             file.write(_BATCH.pack(_MAGIC, len(payload), _crc(payload)) + payload)
             if self._fsync:
                 file.sync()
+                self._files.note(self._synced_path, self._how_far())
             self._pending = []
         for path in self._dropped:
             self._files.remove(path)
@@ -214,7 +224,16 @@ class Journal:
             self._last_batch = None
         if hard_state:
             self._write_hard_state()
+        if self._file is not None:
+            self._files.note(self._synced_path, self._how_far())
+            self._files.write_again(self._synced_path, 0, self._how_far())
         self._files.sync_directory(self._directory)
+
+    def _how_far(self) -> bytes:
+        """The note that all of the newest segment is durable."""
+        assert self._file is not None
+        body = struct.pack("<QQ", _number_of(self._segments[-1][1]), self._file.size)
+        return _SYNCED_MAGIC + struct.pack("<I", _crc(body)) + body
 
     def _write_hard_state(self) -> None:
         body = msgspec.msgpack.encode((self.term, self.vote))
@@ -234,7 +253,7 @@ class Journal:
         if self._file is not None:
             self._file.close()
         number = _number_of(self._segments[-1][1]) + 1 if self._segments else 1
-        path = os.path.join(self._directory, f"segment-{number:012d}.log")
+        path = os.path.join(self._directory, _segment_name(number))
         self._file = self._files.append(path)
         self._file.write(_SEGMENT.pack(_SEGMENT_MAGIC, _VERSION, first_index))
         if self._fsync:
@@ -249,6 +268,10 @@ class Journal:
     def _hard_state_path(self) -> str:
         return os.path.join(self._directory, "hard-state")
 
+    @property
+    def _synced_path(self) -> str:
+        return os.path.join(self._directory, "synced")
+
     def _load_hard_state(self) -> bool:
         path = self._hard_state_path
         try:
@@ -261,12 +284,30 @@ class Journal:
         self.term, self.vote = msgspec.msgpack.decode(body, type=tuple[int, str | None])
         return True
 
+    def _load_synced(self) -> tuple[int, int]:
+        """(segment, bytes of it) known to have been durable; (0, 0) when nothing is known."""
+        try:
+            data = self._files.read(self._synced_path)
+        except FileNotFoundError:
+            return 0, 0
+        if len(data) != _SYNCED.size:
+            return 0, 0
+        magic, checksum, segment, size = _SYNCED.unpack(data)
+        if magic != _SYNCED_MAGIC or _crc(data[8:]) != checksum:
+            # A note that was cut short or damaged says nothing; the log still has its own checksums.
+            return 0, 0
+        return segment, size
+
     def _load_segments(self) -> None:
         names = [n for n in self._files.list(self._directory) if n.startswith("segment-")]
         paths = [os.path.join(self._directory, name) for name in names]
         for before, after in itertools.pairwise(paths):
             if _number_of(after) != _number_of(before) + 1:
                 raise CorruptionError(f"{after}: the segment before it is missing. {_ADVICE}")
+        newest = _number_of(paths[-1]) if paths else 0
+        if newest < self._durable[0]:
+            missing = os.path.join(self._directory, _segment_name(self._durable[0]))
+            raise CorruptionError(f"{missing}: the newest segment is missing. {_ADVICE}")
         for path in paths:
             self._load_segment(path, is_last=path == paths[-1])
         self.command_bytes = sum(len(entry[0]) for entry in self.entries)
@@ -289,15 +330,31 @@ class Journal:
             end = _batch_end(data, good)
             if end is None:
                 break
-            self._replay(path, data, good + _BATCH.size, end)
+            lowest = self._replay(path, data, good + _BATCH.size, end)
+            if good == _SEGMENT.size:
+                # The header has no checksum; so it is not believed where the first batch knows better.
+                first_index = lowest
             self._last_batch = (path, good, data[good:end])
             good = end
-        if good < len(data) or not data:
-            self._cut_torn_end(path, data, good, is_last=is_last)
-        if good:
-            self._segments.append((first_index, path))
+        self._check_durable(path, data, good)
+        if good <= _SEGMENT.size:
+            # At most a header: its first batch never was durable, and the next one may begin at another index.
+            self._cut_torn_end(path, data, good, keep=0, is_last=is_last)
+            return
+        if good < len(data):
+            self._cut_torn_end(path, data, good, keep=good, is_last=is_last)
+        self._segments.append((first_index, path))
 
-    def _cut_torn_end(self, path: str, data: bytes, good: int, *, is_last: bool) -> None:
+    def _check_durable(self, path: str, data: bytes, good: int) -> None:
+        segment, size = self._durable
+        if _number_of(path) != segment or good >= size:
+            return
+        what = "damaged" if good < len(data) else "cut off"
+        raise CorruptionError(
+            f"{path}: {what} at byte {good}, though all of it up to byte {size} was on the disk once. {_ADVICE}"
+        )
+
+    def _cut_torn_end(self, path: str, data: bytes, good: int, *, keep: int, is_last: bool) -> None:
         if not is_last:
             raise CorruptionError(
                 f"{path}: damaged at byte {good}, and newer segments follow. {_ADVICE}"
@@ -311,19 +368,22 @@ class Journal:
                 )
             later = data.find(_MAGIC, later + 1)
         self.torn_bytes += len(data) - good
-        if good:
-            self._files.truncate(path, good)
+        if keep:
+            self._files.truncate(path, keep)
         else:
             self._files.remove(path)
             self._files.sync_directory(self._directory)
 
-    def _replay(self, path: str, data: bytes, position: int, end: int) -> None:
+    def _replay(self, path: str, data: bytes, position: int, end: int) -> int:
+        """Apply a batch; return the lowest index in it."""
+        lowest = 0
         batch_at = position - _BATCH.size
         while position < end:
             kind, index, term, length = _RECORD.unpack_from(data, position)
             position += _RECORD.size
             command = data[position : position + length]
             position += length
+            lowest = min(lowest or index, index)
             if kind == _ENTRY:
                 if self.entries and index != self.entries[-1][1] + 1:
                     raise CorruptionError(
@@ -339,6 +399,7 @@ class Journal:
                     f"{path}: the batch at byte {batch_at} has a record of unknown type {kind}; it was written "
                     "by a newer program, use that one"
                 )
+        return lowest
 
 
 def _batch_end(data: bytes, position: int) -> int | None:
@@ -351,6 +412,10 @@ def _batch_end(data: bytes, position: int) -> int | None:
     if magic != _MAGIC or not length or end > len(data):
         return None
     return end if _crc(data[start:end]) == checksum else None
+
+
+def _segment_name(number: int) -> str:
+    return f"segment-{number:012d}.log"
 
 
 def _number_of(path: str) -> int:

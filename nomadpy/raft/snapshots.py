@@ -50,6 +50,7 @@ class SnapshotStore:
             if name.endswith(_PARTIAL):
                 files.remove(os.path.join(directory, name))
         self.headers: list[SnapshotHeader] = []
+        self._useless: list[str] = []
 
     @property
     def latest(self) -> SnapshotHeader | None:
@@ -65,6 +66,7 @@ class SnapshotStore:
                 self.headers.append(self._verify(path))
             except CorruptionError as cause:
                 damaged.append(cause.message)
+                self._useless.append(path)
         self.headers.sort(key=lambda header: header.index)
         if self._fsync:
             # A process that died between rename and sync leaves a name that a power cut would take back.
@@ -95,6 +97,17 @@ class SnapshotStore:
         """Write, check nothing, make durable, give it its name. Raises OSError or what `produce` raises."""
         staged = os.path.join(self._directory, f"local-{header.index}{_PARTIAL}")
         self._files.remove(staged)
+        try:
+            self._write_staged(staged, header, produce)
+            self._name(staged, header)
+        except BaseException:
+            # The next attempt has another index; on a full disk this one's room is what it needs.
+            self._files.remove(staged)
+            raise
+
+    def _write_staged(
+        self, staged: str, header: SnapshotHeader, produce: Callable[[], Iterator[bytes]]
+    ) -> None:
         file = self._files.append(staged)
         try:
             file.write(_PREAMBLE)
@@ -108,7 +121,6 @@ class SnapshotStore:
                 file.sync()
         finally:
             file.close()
-        self._name(staged, header)
 
     def adopt(self, header: SnapshotHeader) -> None:
         """On the loop: count a snapshot that `write` or `install` has named, and drop the oldest beyond two."""
@@ -117,6 +129,10 @@ class SnapshotStore:
         )
         for old in self.headers[:-_KEPT]:
             self._files.remove(self.path(old))
+        # Kept until now for whoever wants to look at them; with a new one there is no more need.
+        for path in self._useless:
+            self._files.remove(path)
+        self._useless = []
         self.headers = self.headers[-_KEPT:]
 
     # ---- received from a leader

@@ -15,6 +15,7 @@ from nomadpy.raft.journal import SENTINEL, Journal, LogEntry, SafetyError
 from nomadpy.simulator.disk import MemoryFiles
 
 DIRECTORY = "/log"
+SYNCED = f"{DIRECTORY}/synced"
 
 
 def filled(files: MemoryFiles, batches: int = 6, **options) -> tuple[Journal, list[list[LogEntry]]]:
@@ -39,10 +40,13 @@ def segments(files: MemoryFiles) -> list[str]:
     return [path for path in files.paths() if "segment-" in path]
 
 
-def copy_of(files: MemoryFiles) -> MemoryFiles:
+def copy_of(files: MemoryFiles, *, knows_how_far: bool = False) -> MemoryFiles:
+    """A disk with the same files; without the note of how far the log was durable, as after a power cut that took it."""
     copy = MemoryFiles()
     copy.make_directory(DIRECTORY)
     for path in files.paths():
+        if path == SYNCED and not knows_how_far:
+            continue
         file = copy.append(path)
         file.write(files.read(path))
         file.sync()
@@ -123,9 +127,79 @@ def test_a_damaged_byte_of_the_last_batch_is_a_torn_end() -> None:
     _, states = filled(files)
     (path,) = segments(files)
     files.damage(path, files.size(path) - 3, b"\xff")
-    again = Journal(files, DIRECTORY)
+    again = Journal(copy_of(files), DIRECTORY)
     assert again.entries == states[-2]
     assert again.torn_bytes > 0
+
+
+def test_a_damaged_byte_of_the_last_batch_stops_the_start_when_it_is_known_to_have_been_durable() -> (
+    None
+):
+    files = MemoryFiles()
+    filled(files)
+    (path,) = segments(files)
+    size = files.size(path)
+    files.damage(path, size - 3, b"\xff")
+    with pytest.raises(CorruptionError) as caught:
+        Journal(files, DIRECTORY)
+    assert f"{path}: damaged at byte " in str(caught.value)
+    assert f"up to byte {size} was on the disk once" in str(caught.value)
+
+
+def test_a_cut_at_any_byte_stops_the_start_when_the_log_is_known_to_have_been_longer() -> None:
+    files = MemoryFiles()
+    _, states = filled(files)
+    (path,) = segments(files)
+    whole = files.size(path)
+    for size in range(whole):
+        copy = copy_of(files, knows_how_far=True)
+        copy.truncate(path, size)
+        with pytest.raises(CorruptionError, match=r"was on the disk once|valid record follows"):
+            Journal(copy, DIRECTORY)
+    copy = copy_of(files, knows_how_far=True)
+    assert Journal(copy, DIRECTORY).entries == states[-1]
+    files.remove(path)
+    with pytest.raises(CorruptionError, match="newest segment is missing"):
+        Journal(files, DIRECTORY)
+
+
+@pytest.mark.parametrize("offset", range(24))
+def test_a_damaged_note_of_how_far_says_nothing_and_is_written_anew(offset: int) -> None:
+    files = MemoryFiles()
+    _, states = filled(files)
+    files.damage(SYNCED, offset, bytes([files.read(SYNCED)[offset] ^ 1]))
+    again = Journal(files, DIRECTORY)
+    assert again.entries == states[-1]
+    files = files.power_cut(SeededEntropy(offset))
+    (path,) = segments(files)
+    files.truncate(path, files.size(path) - 1)
+    with pytest.raises(CorruptionError, match="was on the disk once"):
+        Journal(files, DIRECTORY)
+
+
+def test_what_a_segments_header_says_of_its_first_index_is_not_believed() -> None:
+    files = MemoryFiles()
+    journal, _ = filled(files, segment_bytes=200)
+    path = segments(files)[1]
+    files.damage(path, 8, (1).to_bytes(8, "little"))
+    again = Journal(files, DIRECTORY, segment_bytes=200)
+    # Of the first segment something is still needed, whatever the second one's header says.
+    again.compact(2, 2)
+    again.sync()
+    third = Journal(files, DIRECTORY)
+    assert third.entries == journal.entries
+
+
+def test_a_segment_with_a_header_only_is_made_anew() -> None:
+    files = MemoryFiles()
+    _, states = filled(files, segment_bytes=200)
+    newest = segments(files)[-1]
+    number = int(newest[-16:-4]) + 1
+    file = files.append(f"{DIRECTORY}/segment-{number:012d}.log")
+    file.write(b"NRSG\x01\x00\x00\x00" + (5).to_bytes(8, "little"))
+    again = Journal(files, DIRECTORY, segment_bytes=200)
+    assert again.entries == states[-1]
+    assert segments(files)[-1] == newest
 
 
 def test_zeros_after_the_end_are_cut() -> None:
@@ -142,6 +216,8 @@ def test_a_damaged_segment_header_before_valid_batches_stops_the_start() -> None
     filled(files)
     files.damage(segments(files)[0], 1, b"?")
     with pytest.raises(CorruptionError, match="valid record follows"):
+        Journal(copy_of(files), DIRECTORY)
+    with pytest.raises(CorruptionError, match="damaged at byte 0, though"):
         Journal(files, DIRECTORY)
 
 

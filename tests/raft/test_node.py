@@ -207,6 +207,37 @@ async def test_a_failed_sync_is_fatal_and_nothing_is_acknowledged() -> None:
         assert member.machine.values == []
 
 
+@pytest.mark.parametrize(
+    ("error", "advice"),
+    [(errno.EIO, "look at the disk"), (errno.ENOSPC, "make room on the disk and start it again")],
+)
+async def test_a_failed_disk_is_said_in_one_line_with_what_to_do(
+    error: int, advice: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with cluster() as c:
+        await c.started(1)
+        member = await c.leader()
+        member.files.fail("write", error)
+        with pytest.raises(ProposalTimeoutError):
+            await member.node.propose(b"x", timeout_s=1)
+        (said,) = [r for r in caplog.records if "the disk failed" in r.getMessage()]
+        assert not said.exc_info
+        assert advice in str(said.__dict__)
+
+
+async def test_a_snapshot_that_does_not_fit_is_tried_again_and_the_server_goes_on() -> None:
+    async with cluster() as c:
+        await c.started(1, snapshot_entries=10, trailing_entries=5)
+        member = await c.leader()
+        for _ in range(3):
+            member.files.fail("write", errno.ENOSPC, where=lambda path: "local-" in path)
+        for n in range(30):
+            await member.node.propose(b"%d" % n)
+        await until(lambda: bool(member.node.snapshots.headers))
+        assert member.fatal == []
+        assert not [p for p in member.files.paths() if p.endswith(".partial")]
+
+
 async def test_a_server_joins_behind_a_compacted_log_by_snapshot() -> None:
     async with cluster() as c:
         await c.started(

@@ -134,3 +134,32 @@ def test_a_received_snapshot_that_is_damaged_or_another_is_refused() -> None:
         with pytest.raises(CorruptionError):
             receiving.sync(receiver)
         assert receiver.header is None
+
+
+def test_a_snapshot_that_could_not_be_written_leaves_its_room_to_the_next() -> None:
+    files = MemoryFiles()
+    opened = SnapshotStore(files, DIRECTORY)
+    for operation in ("write", "sync", "rename"):
+        files.fail(operation, errno.ENOSPC, where=lambda path: "local-" in path)
+        with pytest.raises(OSError, match="No space"):
+            opened.write(header(7), lambda: iter([b"x" * 100]))
+        assert files.paths() == []
+    opened.write(header(8), lambda: iter([b"y"]))
+    opened.adopt(header(8))
+    assert list(opened.chunks(header(8))) == [b"y"]
+
+
+def test_a_damaged_snapshot_goes_when_a_new_one_has_come() -> None:
+    files = MemoryFiles()
+    opened = SnapshotStore(files, DIRECTORY)
+    for index in (1, 2):
+        opened.write(header(index), lambda: iter([b"x"]))
+    path = opened.path(header(2))
+    files.damage(path, 40, b"?")
+    again = SnapshotStore(files, DIRECTORY)
+    (message,) = again.load()
+    assert path in message
+    assert path in files.paths()
+    again.write(header(3), lambda: iter([b"x"]))
+    again.adopt(header(3))
+    assert path not in files.paths()
