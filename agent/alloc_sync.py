@@ -3,6 +3,9 @@
 Pull: a blocking query tells which allocations belong here and when servers last changed each; only the changed ones are
 fetched. Push: the newest state of each changed allocation goes out in batches, and is kept until a server has it.
 Stored allocations are taken up again before servers are asked anything.
+
+When the servers' state went back, because an operator restored a snapshot or a lost majority took writes with it, what this node
+had reported may be forgotten: then everything is reported anew.
 """
 
 from __future__ import annotations
@@ -127,6 +130,7 @@ class AllocSync:
         self._silence_s = silence_s
         self._registered = registered
         self._known: dict[str, int] = {}
+        self._restored = 0  # index of the restore that was answered to
         self._removing: set[str] = set()
 
     async def run(self) -> None:
@@ -180,12 +184,21 @@ class AllocSync:
             try:
                 reply = await self._ask(index)
                 if reply.index < index:
-                    # The cluster was restored to an earlier state: ask again for all of it.
+                    # A lost majority took the end of the log with it: ask again for all of it.
                     log.warning("allocations' index went back", was=index, is_now=reply.index)
                     index = 0
+                    self._report_anew()
                     await asyncio.sleep(backoff.next_s())
                     continue
+                went_back = reply.restored > self._restored
+                if went_back:
+                    # What had ended here and is forgotten here may be wanted again.
+                    self._known = {i: n for i, n in self._known.items() if i in self.runners}
                 complete = await self._take(reply)
+                if went_back:
+                    log.warning("servers' state was restored, reporting anew", at=reply.restored)
+                    self._report_anew()
+                    self._restored = reply.restored
             except NomadError as cause:
                 log.warning("allocations not pulled", error=cause.message)
                 await asyncio.sleep(backoff.next_s())
@@ -196,6 +209,11 @@ class AllocSync:
                 backoff.reset()
             else:
                 await asyncio.sleep(backoff.next_s())
+
+    def _report_anew(self) -> None:
+        """Tell servers of every allocation, whatever they have acknowledged."""
+        for runner in self.runners.values():
+            self.outbox.resend(runner.client_update())
 
     async def _ask(self, index: int) -> ClientAllocsReply:
         proof = self._proof()

@@ -233,10 +233,15 @@ class ClientAllocsRequest(_Call, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class ClientAllocsReply(_Call, frozen=True, kw_only=True, omit_defaults=True):
-    """allocs: allocation id to AllocModifyIndex (moves when a server changed it, not on client updates)."""
+    """allocs: allocation id to AllocModifyIndex (moves when a server changed it, not on client updates).
+
+    restored: index at which an operator last put an earlier state in the place of the servers'; what nodes had reported
+    until then may be forgotten.
+    """
 
     index: int
     allocs: dict[str, int] = {}
+    restored: int = 0
 
 
 class AllocsGetRequest(_Call, frozen=True, kw_only=True, omit_defaults=True):

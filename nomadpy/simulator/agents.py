@@ -70,6 +70,7 @@ class SimAgent:
         self._clock = clock
         self._entropy = entropy
         self._wake = asyncio.Event()
+        self._restored = 0
 
     async def run(self) -> None:
         """Live until cancelled."""
@@ -146,7 +147,14 @@ class SimAgent:
                     # A server that lags behind what we have seen: its answer is older than ours.
                     await asyncio.sleep(0.2)
                     continue
-                changed = [k for k, v in reply.allocs.items() if known.get(k, -1) < v]
+                if reply.restored > self._restored:
+                    # The servers' state went back: what was said before may be forgotten.
+                    self._restored = reply.restored
+                    known = {k: v for k, v in known.items() if k in self.works}
+                    for work in self.works.values():
+                        work.reported = ("", None)
+                    self._wake.set()
+                changed = [k for k, v in reply.allocs.items() if known.get(k, -1) != v]
                 if changed:
                     fetched = await self._call(
                         "Alloc.GetMany",
@@ -225,6 +233,7 @@ class SimAgent:
                 except TimeoutError:
                     continue
                 continue
+            restored = self._restored
             marks = [(w, (w.status, w.healthy)) for w in due]
             request = UpdateAllocsRequest(
                 node_id=self.node.id,
@@ -236,8 +245,10 @@ class SimAgent:
             except NomadError:
                 await asyncio.sleep(self._entropy.uniform(0.2, 1.0))
                 continue
-            for work, mark in marks:
-                work.reported = mark
+            if restored == self._restored:
+                # Else it may have been said to a state that is gone.
+                for work, mark in marks:
+                    work.reported = mark
             await asyncio.sleep(0.2)
 
     def _update(self, work: Work) -> Allocation:

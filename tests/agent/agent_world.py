@@ -193,6 +193,7 @@ class FakeServers:
     def __init__(self) -> None:
         self.up = True
         self.index = 10
+        self.restored = 0
         self.wanted: dict[str, Allocation] = {}
         self.reported: dict[str, Allocation] = {}
         self.reports: list[Allocation] = []
@@ -221,6 +222,13 @@ class FakeServers:
     def forget(self, alloc_id: str) -> None:
         self.index += 1
         del self.wanted[alloc_id]
+        self._move()
+
+    def restore(self, wanted: dict[str, Allocation], reported: dict[str, Allocation]) -> None:
+        """An earlier state comes back, at a new index; versions of allocations are what they were then."""
+        self.index += 1
+        self.restored = self.index
+        self.wanted, self.reported = dict(wanted), dict(reported)
         self._move()
 
     def stop(self, up: bool) -> None:
@@ -297,7 +305,9 @@ class FakeServers:
             if not self.up:
                 raise UnreachableError("connection reset")
         return calls.ClientAllocsReply(
-            index=self.index, allocs={k: a.alloc_modify_index for k, a in self.wanted.items()}
+            index=self.index,
+            allocs={k: a.alloc_modify_index for k, a in self.wanted.items()},
+            restored=self.restored,
         )
 
 

@@ -422,3 +422,54 @@ async def test_the_mock_driver_serves_an_agent_on_virtual_time() -> None:
     states = world.servers.reported[alloc.id].task_states
     assert states is not None
     assert states["task"].restarts == 1
+
+
+async def test_after_a_restore_what_ended_meanwhile_is_reported_again() -> None:
+    world = World()
+    world.driver.script("short", Script(runs_s=30.0))
+    short = allocation(task("short"), number=1, kind="batch")
+    long = allocation(task("long"), number=2)
+    async with world.running():
+        servers = world.servers
+        servers.want(short)
+        servers.want(long)
+        await servers.until(lambda: servers.status(short.id) == "running")
+        await servers.until(lambda: servers.status(long.id) == "running")
+        saved = (dict(servers.wanted), dict(servers.reported))
+        await servers.until(lambda: servers.status(short.id) == "complete")
+        count = len(servers.reports)
+        servers.restore(*saved)
+        assert servers.status(short.id) == "running"
+        await servers.until(lambda: servers.status(short.id) == "complete")
+        assert {a.id for a in servers.reports[count:]} == {short.id, long.id}
+        assert len(world.driver.configs) == 2
+
+
+async def test_after_a_restore_an_allocation_that_servers_had_stopped_is_said_to_have_ended() -> (
+    None
+):
+    world = World()
+    alloc = allocation()
+    async with world.running():
+        servers = world.servers
+        servers.want(alloc)
+        await servers.until(lambda: servers.status(alloc.id) == "running")
+        saved = (dict(servers.wanted), dict(servers.reported))
+        servers.change(alloc.id, desired_status="stop")
+        await servers.until(lambda: servers.status(alloc.id) == "complete")
+        servers.restore(*saved)
+        await servers.until(lambda: servers.status(alloc.id) == "complete")
+
+
+async def test_after_a_restore_an_allocation_that_was_forgotten_here_runs_again() -> None:
+    world = World()
+    alloc = allocation()
+    async with world.running():
+        servers = world.servers
+        servers.want(alloc)
+        await servers.until(lambda: servers.status(alloc.id) == "running")
+        saved = (dict(servers.wanted), dict(servers.reported))
+        servers.forget(alloc.id)
+        await servers.until(lambda: not world.driver.live())
+        servers.restore(*saved)
+        await servers.until(lambda: len(world.driver.live()) == 1)

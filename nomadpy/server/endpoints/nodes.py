@@ -26,6 +26,7 @@ from nomadpy.server.endpoints.base import Services, evaluations_of, written
 from nomadpy.server.endpoints.job_reads import truth
 from nomadpy.server.endpoints.stubs import node_stub
 from nomadpy.server.query import Found, check_uuid, check_uuid_prefix, page
+from nomadpy.state.schema import RESTORED
 from nomadpy.state.store import Snapshot
 from nomadpy.state.watch import Key
 
@@ -377,13 +378,19 @@ class NodeAgents:
             for alloc in snapshot.allocs_by_node(request.node_id):
                 wanted[alloc.id] = alloc.alloc_modify_index
                 index = max(index, alloc.alloc_modify_index)
+            # Versions may have gone back by a restore; who waits for later ones must hear of it.
+            restored = snapshot.table_index(RESTORED)
+            index = max(index, restored)
             # Never 0: asking with index 0 does not block, and an agent of a new cluster would ask without end.
-            return Found(index=index or snapshot.table_index("allocs") or 1, value=wanted)
+            return Found(
+                index=index or snapshot.table_index("allocs") or 1, value=(wanted, restored)
+            )
 
         known_node(self._core.snapshot(), request.node_id, request.secret_id)
         keys: list[Key] = [("by", "allocs", "node", request.node_id)]
         found = await self._queries.find(request.options, keys, read)
-        return calls.ClientAllocsReply(index=found.index, allocs=found.value)
+        wanted, restored = found.value
+        return calls.ClientAllocsReply(index=found.index, allocs=wanted, restored=restored)
 
     async def get_many(
         self, _: CallContext, request: calls.AllocsGetRequest
