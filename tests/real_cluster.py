@@ -7,6 +7,7 @@ cleanup that ends tasks also when the agent that held them is dead.
 from __future__ import annotations
 
 import contextlib
+import socket
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -93,8 +94,14 @@ class RealCluster(LocalCluster):
 
     @property
     def any_api(self) -> ApiClient:
-        """The API of some running server."""
-        return self.api(next(d for d in self.running() if d.role == "server"))
+        """The API of some server that answers; one that was just started may not yet."""
+
+        def look() -> ApiClient | None:
+            servers = [d for d in self.running() if d.role == "server"]
+            return next((self.api(d) for d in servers if _listens(d)), None)
+
+        found: ApiClient = until(look, seconds=30, what="a server that answers")
+        return found
 
     def daemon(self, name: str) -> Daemon:
         """A node by its name."""
@@ -233,3 +240,12 @@ def cgroups_of(alloc_ids: set[str]) -> list[Path]:
     """Control groups of these allocations' tasks."""
     slices = Path("/sys/fs/cgroup").glob("**/nomad.slice/*")
     return [f for f in slices if any(one in f.name for one in alloc_ids)]
+
+
+def _listens(daemon: Daemon) -> bool:
+    host, _, port = daemon.http.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=2).close()
+    except OSError:
+        return False
+    return True
