@@ -34,7 +34,7 @@ def faults(history: History) -> list[tuple[int, int, str]]:
     return sorted(found)
 
 
-READS = frozenset({"read", "wait", "look", "settle"})
+READS = frozenset({"read", "wait", "look", "settle", "end", "measure", "drain"})
 
 
 def is_write(call: Call) -> bool:
