@@ -7,6 +7,8 @@ import os
 from collections.abc import Iterable
 
 from jepsen_style.clock.clocks import Clocks
+from jepsen_style.disk.mount import Disks
+from jepsen_style.disk.often import OftenSnapshots
 from jepsen_style.docker import PrivateDaemon
 from jepsen_style.equipment import Equipment
 from jepsen_style.net.wire import Wire
@@ -14,7 +16,7 @@ from jepsen_style.network import Hosts
 from jepsen_style.res.groups import Groups
 
 EQUIPMENT: dict[str, type[Equipment]] = {
-    e.need: e for e in (Hosts, Wire, PrivateDaemon, Clocks, Groups)
+    e.need: e for e in (Hosts, Wire, PrivateDaemon, Clocks, Groups, Disks, OftenSnapshots)
 }
 
 # Needs that are no equipment: the cluster itself has agents, and who may do it is no thing.

@@ -11,8 +11,12 @@ from jepsen_style.cluster import OwnCluster
 from jepsen_style.nemesis.agents import KillAgent, PartitionAgents, PauseAgent, StopAgent
 from jepsen_style.nemesis.base import TARGETS, Nemesis, Note, Target
 from jepsen_style.nemesis.clock import Bump, Drift, Strobe
+from jepsen_style.nemesis.corrupt import CorruptAgent, CorruptServer
+from jepsen_style.nemesis.disk import FAULTS, DiskFault
+from jepsen_style.nemesis.membership import GrowShrink, RecoverPeers, Remove, Replace, Transfer
 from jepsen_style.nemesis.packet import PACKETS, WHERE, Packets
 from jepsen_style.nemesis.partition import GRUDGES, Partition
+from jepsen_style.nemesis.power import LyingDisks, PowerCut
 from jepsen_style.nemesis.process import Kill, Pause, RestartAll, RollingRestart
 from jepsen_style.nemesis.resource import LittleCpu, NoMemoryYet, NoThreads, OutOfMemory
 
@@ -33,6 +37,8 @@ class Kind(msgspec.Struct, frozen=True):
 
 
 AGENTS = frozenset({"agents"})
+DISK = frozenset({"disk"})
+LEADER_ONE_MAJORITY: tuple[Target, ...] = ("leader", "one", "majority")
 LEADER_OR_ONE: tuple[Target, ...] = ("leader", "one")
 EACH_OR_ALL: tuple[Target, ...] = ("leader", "one", "all")
 
@@ -94,6 +100,74 @@ NEMESES: dict[str, Kind] = {
         )
         for t in where
     },
+    **{
+        f"disk-{fault}-{t}": Kind(
+            partial(DiskFault, target=t, fault=make),
+            f"{(make.__doc__ or '').split('.')[0].lower()}: {t}",
+            needs=DISK,
+            family="disk-slow" if fault == "slow" else "processes",
+        )
+        for fault, make in FAULTS.items()
+        for t in LEADER_ONE_MAJORITY
+    },
+    **{
+        f"power-{t}": Kind(
+            partial(PowerCut, target=t),
+            f"kill {t} and take back what was not synced",
+            needs=DISK,
+            family="processes",
+        )
+        for t in TARGETS
+    },
+    "lying-disks": Kind(
+        LyingDisks,
+        "fsync does nothing, then a power cut of all: must be found invalid",
+        needs=DISK,
+        family="processes",
+    ),
+    **{
+        f"corrupt-{what}": Kind(
+            partial(CorruptServer, files=files, damages=damages, target="one"),
+            about,
+            needs=frozenset({"snapshots"}),
+            family="processes",
+        )
+        for what, files, damages, about in (
+            ("log", "log/segment-*.log", ("flip",), "one bit of a stopped server's log"),
+            ("log-truncate", "log/segment-*.log", ("truncate",), "a stopped server's log cut off"),
+            ("log-zero", "log/segment-*.log", ("zero",), "zeros in a stopped server's log"),
+            ("vote", "log/hard-state", ("flip", "truncate", "zero"), "a stopped server's vote"),
+            (
+                "snapshot",
+                "snapshots/*.snap",
+                ("flip", "truncate", "zero"),
+                "a stopped server's snapshot",
+            ),
+        )
+    },
+    "corrupt-agent-state": Kind(
+        CorruptAgent, "a stopped agent's local state", AGENTS, family="agents"
+    ),
+    "membership-replace": Kind(
+        Replace, "a server comes back with an empty disk", family="processes"
+    ),
+    "membership-remove": Kind(
+        partial(Remove, leader=False),
+        "a server is taken out and joins as a new one",
+        family="processes",
+    ),
+    "membership-remove-leader": Kind(
+        partial(Remove, leader=True), "the leader is taken out", family="processes"
+    ),
+    "membership-grow-shrink": Kind(
+        GrowShrink, "two more servers join and are taken out", family="processes"
+    ),
+    "membership-transfer": Kind(Transfer, "leadership is handed on all the time"),
+    "membership-recover": Kind(
+        RecoverPeers,
+        "the majority is lost for good, the rest goes on by peers.json",
+        family="processes",
+    ),
     "kill-agent": Kind(
         KillAgent, "SIGKILL an agent, start it again later", AGENTS, family="agents"
     ),
