@@ -5,6 +5,7 @@ In the old form each controller has a tree of its own; in the new there is one t
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -236,6 +237,9 @@ def _read(file: Path) -> str:
 
 
 def _write(file: Path, value: object) -> None:
-    # Made anew by no means: what is not there is a file this kernel does not have.
-    with file.open("r+", encoding="ascii") as opened:
-        opened.write(f"{value}\n")
+    # Never made anew: what is not there is a file that this kernel does not have.
+    descriptor = os.open(file, os.O_WRONLY | os.O_TRUNC)
+    try:
+        os.write(descriptor, f"{value}\n".encode())
+    finally:
+        os.close(descriptor)
