@@ -195,6 +195,11 @@ class OwnCluster(LocalCluster):
     # -- what clients need ------------------------------------------------------------------------------------
 
     @property
+    def mutation(self) -> str:
+        """How the nodes are broken on purpose; "" when they are not."""
+        return self._mutation
+
+    @property
     def names(self) -> list[str]:
         return [h.name for h in self.hosts.values() if h.role == "server"]
 

@@ -198,6 +198,9 @@ class Node:
             options=config.client.options,
             mock=config.dev_mode or "mock_driver" in config.plugin,
         )
+        mutations.apply_to_agent(
+            drivers, os.environ, self._material.ca_pem if self._material else None
+        )
         self._host = HostFigures(
             HostSampler(self._clock, alloc_dir=settings.alloc_dir, core_mhz=speed), self._clock
         )

@@ -71,12 +71,18 @@ def _end(
     row: Row, call: Call, ends: dict[str, tuple[Row, Call]], runs: dict[int, Call]
 ) -> Fault | None:
     known = ends.get(row.id)
-    if known is not None and known[0].status != row.status:
+    if (
+        known is not None
+        and known[0].status != row.status
+        # Reads at the same time may see one the state before the other.
+        and (known[1].end_ns < call.start_ns or row.status in ENDED)
+    ):
         told = [_told(*known), _told(row, call)]
         return "a deployment that had ended changed", told, [known[1].start_ns, call.start_ns]
     if row.status not in ENDED:
         return None
-    ends.setdefault(row.id, (row, call))
+    if known is None or call.end_ns < known[1].end_ns:
+        ends[row.id] = (row, call)
     run = runs.get(row.version)
     if row.status == "successful" and run is not None and not run.invoke.value["good"]:
         told = [run.told(), _told(row, call)]

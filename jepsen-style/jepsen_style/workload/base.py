@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 Reads = Literal["default", "stale"]
 
+HASTE_S = 6.0
+
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
     """What a client is to do."""
@@ -54,9 +56,16 @@ class Workload(ABC):
         """prefix: of everything this run writes, so that runs do not meet."""
         self.prefix = prefix
         self.reads = reads
+        self._hasty = False
 
-    def attach(self, cluster: OwnCluster) -> None:  # noqa: B027
+    def attach(self, cluster: OwnCluster) -> None:
         """Before the first request, when the cluster is the kit's own: for workloads that look at its machine."""
+        # What is broken on purpose need not be waited for.
+        self._hasty = bool(cluster.mutation)
+
+    def patience(self, usual_s: float) -> float:
+        """How long to wait at the end for what should come about."""
+        return min(usual_s, HASTE_S) if self._hasty else usual_s
 
     def rest_s(self, worker: int) -> float:  # noqa: ARG002
         """How long a client rests before a request, beside what the rate says."""

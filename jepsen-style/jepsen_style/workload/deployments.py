@@ -20,7 +20,7 @@ from nomadpy.entropy import Entropy
 
 LOOK_S = 0.5
 REST_S = 2.5
-PROGRESS_S = 8
+PROGRESS_S = 6
 SLACK_S = 25.0
 
 _S = 1_000_000_000
@@ -28,7 +28,7 @@ UPDATE = {
     "MaxParallel": 1,
     "HealthCheck": "task_states",
     "MinHealthyTime": _S // 2,
-    "HealthyDeadline": 5 * _S,
+    "HealthyDeadline": 4 * _S,
     "ProgressDeadline": PROGRESS_S * _S,
 }
 
@@ -90,10 +90,10 @@ class Deploy(OnAgents):
     def _settle(self, client: NodeClient) -> deployments.Deployments:
         """Look until all have ended, or for longer than they may take."""
         clock, pause = SystemClock(), threading.Event()
-        began = clock.monotonic()
+        began, limit_s = clock.monotonic(), self.patience(PROGRESS_S + SLACK_S)
         while True:
             waited = clock.monotonic() - began
-            over = waited > PROGRESS_S + SLACK_S
+            over = waited > limit_s
             try:
                 found = msgspec.structs.replace(self._rows(client), seconds=waited)
                 if over or all(row.status in deployments.ENDED for row in found.rows):

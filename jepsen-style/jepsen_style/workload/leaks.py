@@ -79,17 +79,17 @@ class Leaks(OnAgents):
     def _drain(self, client: NodeClient) -> Remains:
         """Purge and collect all, and wait until nothing is left, or for DRAIN_S."""
         clock, pause = SystemClock(), threading.Event()
-        began = clock.monotonic()
+        began, limit_s = clock.monotonic(), self.patience(DRAIN_S)
         while True:
             waited = clock.monotonic() - began
             try:
                 self.clean(client)
                 client.send("PUT", "/v1/system/gc")
                 found = msgspec.structs.replace(self._remains(client), seconds=waited)
-                if found.is_clean or waited > DRAIN_S:
+                if found.is_clean or waited > limit_s:
                     return found
             except OutcomeUnknownError as error:
-                if waited > DRAIN_S:
+                if waited > limit_s:
                     raise NotDoneError(f"not collected: {error}") from error
             pause.wait(0.5)
 

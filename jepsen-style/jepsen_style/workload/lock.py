@@ -100,7 +100,7 @@ class Lock(Workload):
     def _take(self, client: NodeClient, key: str) -> Outcome:
         """Take a lock that must become free, with patience, and give it back."""
         clock, pause = SystemClock(), threading.Event()
-        deadline = clock.monotonic() + PATIENCE_S
+        deadline = clock.monotonic() + self.patience(PATIENCE_S)
         while True:
             try:
                 taken = self._once(client, Request(f="acquire", key=key))

@@ -28,6 +28,7 @@ class OnAgents(Workload):
         self._cluster: OwnCluster | None = None
 
     def attach(self, cluster: OwnCluster) -> None:
+        super().attach(cluster)
         self._cluster = cluster
 
     @property

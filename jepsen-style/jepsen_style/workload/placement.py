@@ -75,15 +75,15 @@ class Placement(OnAgents):
     def _settle(self, client: NodeClient) -> Look:
         """Look until all that servers know runs and nothing else does, or for SETTLE_S; the last look."""
         clock, pause = SystemClock(), threading.Event()
-        began = clock.monotonic()
+        began, limit_s = clock.monotonic(), self.patience(SETTLE_S)
         while True:
             waited = clock.monotonic() - began
             try:
                 found = msgspec.structs.replace(self._count(client), seconds=waited)
-                if is_settled(found) or waited > SETTLE_S:
+                if is_settled(found) or waited > limit_s:
                     return found
             except NotDoneError:
-                if waited > SETTLE_S:
+                if waited > limit_s:
                     raise
             pause.wait(LOOK_S)
 

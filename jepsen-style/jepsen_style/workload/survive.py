@@ -81,7 +81,7 @@ class Survive(OnAgents):
     def _end(self, client: NodeClient, key: str) -> End:
         """What is known of a job; one that ends by itself is waited for."""
         clock, pause = SystemClock(), threading.Event()
-        deadline = clock.monotonic() + END_S
+        deadline = clock.monotonic() + self.patience(END_S)
         while True:
             answer = self.ask(client, f"/v1/job/{self.job_id(key)}/allocations")
             rows = sorted(answer.body or [], key=lambda row: int(row["CreateIndex"]))
