@@ -133,6 +133,12 @@ class DeploymentPauseRequest(Wire, frozen=True, kw_only=True):
     pause: bool = False
 
 
+class DeploymentPromoteRequest(Wire, frozen=True, kw_only=True):
+    deployment_id: str = ""
+    all: bool = False
+    groups: list[str] | None = None
+
+
 class VariableLockRequest(Wire, frozen=True, kw_only=True):
     id: str = ""
     ttl: Duration | None = None

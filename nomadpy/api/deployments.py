@@ -52,6 +52,23 @@ async def pause(api: Api, request: web.Request) -> web.StreamResponse:
     return await write_response(request, await api.caller.call("Deployment.Pause", call))
 
 
+async def promote(api: Api, request: web.Request) -> web.StreamResponse:
+    """PUT or POST /v1/deployment/promote/:id; all groups with canaries, or those named."""
+    name = request.match_info["id"]
+    body = await body_of(api, request, bodies.DeploymentPromoteRequest)
+    if not body.deployment_id:
+        raise InvalidRequestError("DeploymentID must be specified")
+    _same(body.deployment_id, name)
+    if body.all == bool(body.groups):
+        raise InvalidRequestError("must promote either all or some groups")
+    call = calls.DeploymentPromoteWrite(
+        deployment_id=name,
+        groups=None if body.all else body.groups,
+        options=write_options(api, request),
+    )
+    return await write_response(request, await api.caller.call("Deployment.Promote", call))
+
+
 def _same(in_body: str, in_path: str) -> None:
     if in_body != in_path:
         raise InvalidRequestError("Deployment ID does not match")
@@ -63,4 +80,5 @@ ROUTES = [
     Route("GET", "/v1/deployment/allocations/{id}", allocations),
     Route("PUT POST", "/v1/deployment/fail/{id}", fail),
     Route("PUT POST", "/v1/deployment/pause/{id}", pause),
+    Route("PUT POST", "/v1/deployment/promote/{id}", promote),
 ]

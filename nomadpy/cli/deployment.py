@@ -1,11 +1,11 @@
-"""`deployment list`, `status`, `fail`, `pause`, `resume`."""
+"""`deployment list`, `status`, `fail`, `pause`, `promote`, `resume`."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from nomadpy.cli.command import DETACH, JSON, VERBOSE, Call, command
-from nomadpy.cli.flags import Flag, text
+from nomadpy.cli.flags import Flag, many, text
 from nomadpy.cli.follow import Follower, deployed_table
 from nomadpy.cli.job_status import allocs_table
 from nomadpy.cli.lookup import find_deployment
@@ -97,6 +97,30 @@ def fail(call: Call) -> int:
 def pause(call: Call) -> int:
     """Pause."""
     return _hold(call, hold=True)
+
+
+@command(
+    "deployment promote [options] <deployment>",
+    "Let healthy canaries take the place of the old version.",
+    flags=(
+        many("group", "Only this group's; may be given more than once.", "group"),
+        DETACH,
+        VERBOSE,
+    ),
+    operands=(1, 1),
+)
+def promote(call: Call) -> int:
+    """Promote and follow."""
+    found = find_deployment(call.client, call.operand())
+    groups = call.options.many("group")
+    body = {"DeploymentID": found["ID"], "All": not groups, "Groups": groups or None}
+    answer = call.client.put(
+        f"/v1/deployment/promote/{found['ID']}", body, doing="promoting deployment"
+    )
+    if not answer.get("EvalID") or call.options.on("detach"):
+        say(f'Deployment "{short(found["ID"], call.id_length)}" promoted')
+        return 0
+    return Follower(call.client, length=call.id_length).evaluation(answer["EvalID"])
 
 
 @command(

@@ -33,6 +33,7 @@ COMMANDS: dict[str, Entry] = {
     "deployment fail": Entry("deployment", "fail", "Mark a deployment as failed"),
     "deployment list": Entry("deployment", "list_", "List deployments"),
     "deployment pause": Entry("deployment", "pause", "Hold a deployment"),
+    "deployment promote": Entry("deployment", "promote", "Promote a deployment's canaries"),
     "deployment resume": Entry("deployment", "resume", "Let a held deployment go on"),
     "deployment status": Entry("deployment", "status", "Show a deployment"),
     "eval list": Entry("evaluation", "list_", "List evaluations"),

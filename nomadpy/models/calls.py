@@ -133,6 +133,14 @@ class NodePoolWrite(_Call, frozen=True, kw_only=True, omit_defaults=True):
     options: WriteOptions = WriteOptions()
 
 
+class DeploymentPromoteWrite(_Call, frozen=True, kw_only=True, omit_defaults=True):
+    """Promote canaries of these groups; None is all."""
+
+    deployment_id: str
+    groups: list[str] | None = None
+    options: WriteOptions = WriteOptions()
+
+
 class SchedulerConfigWrite(_Call, frozen=True, kw_only=True, omit_defaults=True):
     """cas None sets without a check; else the ModifyIndex that must be current."""
 

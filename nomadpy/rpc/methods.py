@@ -113,6 +113,7 @@ _TABLE: list[Method] = [
         NodePool_Delete=calls.Write,
         Deployment_Fail=calls.Write,
         Deployment_Pause=calls.Write,
+        Deployment_Promote=calls.DeploymentPromoteWrite,
         Operator_SetSchedulerConfiguration=calls.SchedulerConfigWrite,
         Operator_SetAutopilotConfiguration=calls.AutopilotConfigWrite,
         Operator_RemovePeer=calls.Write,

@@ -18,6 +18,7 @@ from nomadpy.models.deployment import Deployment, DeploymentState
 from nomadpy.models.evaluation import Evaluation
 from nomadpy.models.job import Job, TaskGroup
 from nomadpy.models.plan import AllocStop, DeploymentStatusUpdate
+from nomadpy.scheduler import reconcile_canaries
 from nomadpy.scheduler.alloc_sets import (
     ACTIVE_DEPLOYMENT,
     AllocSets,
@@ -27,6 +28,7 @@ from nomadpy.scheduler.alloc_sets import (
 )
 from nomadpy.scheduler.decision import DELAYED_RESCHEDULING, DISCONNECT_TIMEOUT, follow_up
 from nomadpy.scheduler.fit import client_terminal, terminal
+from nomadpy.scheduler.reconcile_canaries import CanarySet
 from nomadpy.scheduler.snapshot import Snapshot
 from nomadpy.scheduler.updates import needs_replacement, same_version
 
@@ -51,7 +53,8 @@ class Placement(msgspec.Struct, frozen=True):
     """A place to fill. previous: the allocation that the new one follows.
 
     replaces: `previous` runs on until this placement is found a node, and is stopped with it (a destructive update).
-    rescheduled: `previous` failed, and the attempt counts.
+    rescheduled: `previous` failed, and the attempt counts. canary: of the new version, beside the old one.
+    downgrade: of the version that was last promoted, since the group waits for its canaries.
     """
 
     name: str
@@ -59,6 +62,8 @@ class Placement(msgspec.Struct, frozen=True):
     previous: Allocation | None = None
     replaces: bool = False
     rescheduled: bool = False
+    canary: bool = False
+    downgrade: bool = False
 
 
 class Reconciled(msgspec.Struct):
@@ -97,6 +102,7 @@ class GroupReconciler:
         self._entropy = entropy
         self._result = Reconciled()
         self._deployment: Deployment | None = None
+        self._old_deployment: Deployment | None = None
         self._complete = True
 
     def reconcile(self, allocs: Iterable[Allocation]) -> Reconciled:
@@ -131,6 +137,7 @@ class GroupReconciler:
             if active:
                 self._cancel(latest, DEPLOYMENT_STOPPED)
         elif latest.job_version != job.version or latest.job_create_index != job.create_index:
+            self._old_deployment = latest
             if active:
                 self._cancel(latest, DEPLOYMENT_NEWER_JOB)
         elif latest.status != "successful":
@@ -155,25 +162,37 @@ class GroupReconciler:
         self._result.updates[group] = DesiredUpdates(stop=stopped)
 
     def _reconcile_group(self, job: Job, group: TaskGroup, allocs: list[Allocation]) -> None:
+        updates: dict[str, int] = {"stop": 0, "ignore": 0}
+        allocs = self._stop_unneeded_canaries(allocs, updates)
         sets = classify(
             allocs, job, group, self._snapshot, self._evaluation, self._deployment, self._now_ns
         )
-        updates: dict[str, int] = {"stop": 0, "ignore": 0}
+        state = self._state(group)
+        for canary in reconcile_canaries.take_out_moving(sets, state):
+            self._stop(canary, MIGRATING)
+        later = [alloc for alloc, _ in sets.failed_later]
+        canaries = reconcile_canaries.canary_set(state, [*sets.kept, *later], sets.failed_now)
 
         self._stop_gone(sets, updates)
-        later = [alloc for alloc, _ in sets.failed_later]
         self._delay_replacements(job, sets)
         kept = sorted([*sets.kept, *later], key=_by_name)
         waiting = self._mark_unknown(job, group, sets, updates)
         kept += waiting
 
-        kept, migrating = self._shrink(group, kept, sets.migrating, updates)
+        kept, migrating = self._shrink(group, kept, sets.migrating, canaries, updates)
         same, in_place, destructive = self._compare(job, group, kept, {one.id for one in waiting})
-        places = self._places(job, group, sets, kept, migrating)
+        further = reconcile_canaries.missing(job, group, state, canaries, destructive)
+        canarying = canaries.canarying or bool(further)
+        if canarying:
+            kept = [alloc for alloc in kept if alloc.id not in canaries.ids]
+        places = self._places(job, group, sets, kept, migrating, downgrade=canarying)
 
-        ready = self._deployment is None or self._deployment.status not in ("paused", "failed")
+        active = self._deployment is None or self._deployment.status not in ("paused", "failed")
+        ready = active and not canarying
         limit = self._limit(job, group, kept, destructive)
-        self._create_deployment(job, group, allocs, updating=bool(in_place or destructive))
+        self._create_deployment(
+            job, group, allocs, updating=bool(in_place or destructive), canarying=bool(further)
+        )
         if not ready:
             places = [place for place in places if self._may_replace(place)]
         limit -= min(len(places), limit)
@@ -185,11 +204,19 @@ class GroupReconciler:
         result = self._result
         result.in_place += in_place
         result.placements += places
+        if further and active:
+            used = [*kept, *migrating]
+            result.placements += self._further_canaries(
+                further,
+                canaries,
+                group,
+                reconcile_canaries.names(job, group, further, canaries, destructive, used),
+            )
         result.destructive += [
             Placement(name=alloc.name, group=group, previous=alloc, replaces=True)
             for alloc in chosen
         ]
-        self._migrate(group, migrating)
+        self._migrate(group, migrating, downgrade=canarying)
         result.updates[group.name] = DesiredUpdates(
             ignore=len(same) + len(postponed) + updates["ignore"],
             place=len(places),
@@ -197,6 +224,7 @@ class GroupReconciler:
             stop=updates["stop"],
             in_place_update=len(in_place),
             destructive_update=len(chosen),
+            canary=further if active else 0,
             disconnect=updates.get("disconnect", 0),
             reschedule_now=len(sets.failed_now),
             reschedule_later=len(sets.failed_later),
@@ -204,8 +232,39 @@ class GroupReconciler:
         busy = (
             places or destructive or in_place or migrating or sets.failed_now or sets.failed_later
         )
-        if busy or not self._healthy(group):
+        if busy or further or not self._healthy(group):
             self._complete = False
+
+    def _state(self, group: TaskGroup) -> DeploymentState | None:
+        """The group's part of the deployment of this version."""
+        states = self._deployment.task_groups if self._deployment else None
+        return (states or {}).get(group.name)
+
+    def _stop_unneeded_canaries(
+        self, allocs: list[Allocation], updates: dict[str, int]
+    ) -> list[Allocation]:
+        """Stop canaries that will never be promoted; returns the others."""
+        ids = reconcile_canaries.unneeded(self._old_deployment, self._deployment)
+        for alloc in allocs:
+            if alloc.id in ids and not terminal(alloc):
+                self._stop(alloc, NOT_NEEDED)
+                updates["stop"] += 1
+        return [alloc for alloc in allocs if alloc.id not in ids] if ids else allocs
+
+    def _further_canaries(
+        self, number: int, canaries: CanarySet, group: TaskGroup, names: list[str]
+    ) -> list[Placement]:
+        """Canaries to place: those that follow failed ones, then new ones."""
+        follow = canaries.failed[:number]
+        return [
+            Placement(name=alloc.name, group=group, previous=alloc, rescheduled=True, canary=True)
+            for alloc in follow
+        ] + [
+            Placement(name=name, group=group, canary=True)
+            for name in [name for name in names if name not in {one.name for one in follow}][
+                : number - len(follow)
+            ]
+        ]
 
     def _stop_gone(self, sets: AllocSets, updates: dict[str, int]) -> None:
         for alloc in sets.lost:
@@ -261,12 +320,24 @@ class GroupReconciler:
         group: TaskGroup,
         kept: list[Allocation],
         migrating: list[Allocation],
+        canaries: CanarySet,
         updates: dict[str, int],
     ) -> tuple[list[Allocation], list[Allocation]]:
-        """Stop what exceeds the count: first what does no good, then the highest indexes."""
+        """Stop what exceeds the count: what promoted canaries stand in for, what does no good, the highest indexes.
+
+        Canaries that wait to be promoted do not count, and stay.
+        """
+        beside = canaries.present if canaries.canarying else []
+        if beside:
+            kept = [alloc for alloc in kept if alloc.id not in canaries.ids]
         excess = len(kept) + len(migrating) - group.count
         if excess <= 0:
+            kept = sorted([*kept, *beside], key=_by_name)
             return kept, migrating
+        promoted = set() if beside else {alloc.name for alloc in canaries.present}
+        stood_in_for = {
+            alloc.id for alloc in kept if alloc.name in promoted and alloc.id not in canaries.ids
+        }
         moving = {alloc.id for alloc in migrating}
         seen: set[int] = set()
         duplicates: set[str] = set()
@@ -276,9 +347,10 @@ class GroupReconciler:
                 duplicates.add(alloc.id)
             seen.add(index)
 
-        def worth(alloc: Allocation) -> tuple[bool, bool, bool, bool, int, str]:
+        def worth(alloc: Allocation) -> tuple[bool, bool, bool, bool, bool, int, str]:
             status = alloc.deployment_status
             return (
+                alloc.id not in stood_in_for,
                 alloc.client_status not in ("failed", "unknown"),
                 alloc.id not in moving,
                 alloc_index(alloc) < group.count and alloc.id not in duplicates,
@@ -292,7 +364,7 @@ class GroupReconciler:
             self._stop(alloc, NOT_NEEDED)
         updates["stop"] += len(stopped)
         return (
-            [alloc for alloc in kept if alloc.id not in stopped],
+            sorted([*(a for a in kept if a.id not in stopped), *beside], key=_by_name),
             [alloc for alloc in migrating if alloc.id not in stopped],
         )
 
@@ -333,6 +405,8 @@ class GroupReconciler:
         sets: AllocSets,
         kept: list[Allocation],
         migrating: list[Allocation],
+        *,
+        downgrade: bool,
     ) -> list[Placement]:
         """The places to fill: replacements first, then new ones with the lowest free indexes."""
         room = group.count - len(kept) - len(migrating)
@@ -342,11 +416,18 @@ class GroupReconciler:
             if len(places) >= room:
                 break
             index = alloc_index(alloc)
-            if index in used or not 0 <= index < group.count:
+            if index in used or not 0 <= index < group.count or (downgrade and _is_canary(alloc)):
+                # What replaces a canary is a canary.
                 continue
             used.add(index)
             places.append(
-                Placement(name=alloc.name, group=group, previous=alloc, rescheduled=rescheduled)
+                Placement(
+                    name=alloc.name,
+                    group=group,
+                    previous=alloc,
+                    rescheduled=rescheduled,
+                    downgrade=downgrade,
+                )
             )
         index = 0
         while len(places) < room:
@@ -369,10 +450,15 @@ class GroupReconciler:
         return replaced
 
     def _may_replace(self, place: Placement) -> bool:
-        """While a deployment is paused or has failed, only what was there before it is replaced."""
+        """While a deployment is paused, has failed or waits for canaries, only what was there is replaced.
+
+        What failed within a deployment that has failed is not: it would fail again.
+        """
         previous, deployment = place.previous, self._deployment
-        if previous is None or deployment is None:
+        if previous is None:
             return False
+        if deployment is None or deployment.status not in ("paused", "failed"):
+            return True
         return not (place.rescheduled and previous.deployment_id == deployment.id)
 
     def _limit(
@@ -400,7 +486,13 @@ class GroupReconciler:
         return max(limit, 0)
 
     def _create_deployment(
-        self, job: Job, group: TaskGroup, allocs: list[Allocation], *, updating: bool
+        self,
+        job: Job,
+        group: TaskGroup,
+        allocs: list[Allocation],
+        *,
+        updating: bool,
+        canarying: bool,
     ) -> None:
         """Begin a deployment, or add the group to the one begun in this pass, when this version is new to the group."""
         update = group.update
@@ -433,18 +525,23 @@ class GroupReconciler:
             auto_promote=update.auto_promote,
             progress_deadline=update.progress_deadline,
             desired_total=group.count,
+            desired_canaries=update.canary if canarying else 0,
         )
         groups = {**(self._deployment.task_groups or {}), group.name: state}
-        self._deployment = msgspec.structs.replace(self._deployment, task_groups=groups)
+        self._deployment = reconcile_canaries.described(
+            msgspec.structs.replace(self._deployment, task_groups=groups)
+        )
         result.deployment = self._deployment
 
-    def _migrate(self, group: TaskGroup, migrating: list[Allocation]) -> None:
+    def _migrate(self, group: TaskGroup, migrating: list[Allocation], *, downgrade: bool) -> None:
         for alloc in migrating:
             self._stop(alloc, MIGRATING)
             transition = alloc.desired_transition
             if transition is not None and transition.migrate_disable_placement:
                 continue
-            self._result.placements.append(Placement(name=alloc.name, group=group, previous=alloc))
+            self._result.placements.append(
+                Placement(name=alloc.name, group=group, previous=alloc, downgrade=downgrade)
+            )
 
     def _healthy(self, group: TaskGroup) -> bool:
         """Whether the deployment has all it wants of the group."""
@@ -492,6 +589,10 @@ class GroupReconciler:
         )
         self._result.follow_ups.append(made)
         return made
+
+
+def _is_canary(alloc: Allocation) -> bool:
+    return alloc.deployment_status is not None and alloc.deployment_status.canary
 
 
 def _by_name(alloc: Allocation) -> tuple[int, int, str]:

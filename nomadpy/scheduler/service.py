@@ -8,7 +8,12 @@ import msgspec
 
 from nomadpy.entropy import Entropy
 from nomadpy.models import gotime
-from nomadpy.models.allocation import Allocation, AllocationMetric, RescheduleTracker
+from nomadpy.models.allocation import (
+    Allocation,
+    AllocationMetric,
+    AllocDeploymentStatus,
+    RescheduleTracker,
+)
 from nomadpy.models.deployment import Deployment
 from nomadpy.models.evaluation import Evaluation
 from nomadpy.models.job import Job, TaskGroup
@@ -32,6 +37,7 @@ from nomadpy.scheduler.reconcile_groups import UPDATING, GroupReconciler, Placem
 from nomadpy.scheduler.reschedule import extended_tracker, penalty_nodes
 from nomadpy.scheduler.settings import effective_config, may_preempt
 from nomadpy.scheduler.snapshot import Snapshot
+from nomadpy.scheduler.updates import find_group
 
 
 def schedule_groups(
@@ -91,6 +97,14 @@ class _StayCheck:
         return not known.problem(node)
 
 
+class _Version(msgspec.Struct, frozen=True):
+    """What is placed: a version of the job, its group, and the deployment that it is part of, "" none."""
+
+    job: Job
+    group: TaskGroup
+    deployment_id: str
+
+
 class _GroupPass:
     """Finds nodes for what the reconciler wants placed, and fills the outcome."""
 
@@ -116,8 +130,9 @@ class _GroupPass:
         self._entropy = entropy
         self._table = table
         self._config = effective_config(snapshot, job)
-        self._placers: dict[str, GroupPlacer] = {}
-        self._preemptors: dict[str, Preemptor] = {}
+        # By group, and by version: while canaries run, what is lost comes back in the version before.
+        self._placers: dict[tuple[str, int], GroupPlacer] = {}
+        self._preemptors: dict[tuple[str, int], Preemptor] = {}
         # Where each new allocation goes, with who makes room for it and whom it replaces.
         self._placed: list[Allocation] = []
 
@@ -166,17 +181,49 @@ class _GroupPass:
                 cluster.remove(by_id[stop.alloc_id])
         # Replacements first: each frees its own place, which a new allocation might otherwise take.
         for place in (*self._wanted.destructive, *self._wanted.placements):
-            placer = self._placers.get(place.group.name)
-            if placer is None:
-                placer = self._placers[place.group.name] = GroupPlacer(
-                    cluster, self._job, place.group, self._config, self._entropy
-                )
-            self._place(cluster, placer, place)
-        for name in self._outcome.failed:
-            self._outcome.feasibilities.append(self._placers[name].feasibility)
+            self._place(cluster, self._version_for(place), place)
+        for (name, _), placer in self._placers.items():
+            if name in self._outcome.failed:
+                self._outcome.feasibilities.append(placer.feasibility)
 
-    def _place(self, cluster: Cluster, placer: GroupPlacer, place: Placement) -> None:
+    def _placer(self, cluster: Cluster, version: _Version) -> GroupPlacer:
+        key = (version.group.name, version.job.version)
+        placer = self._placers.get(key)
+        if placer is None:
+            placer = self._placers[key] = GroupPlacer(
+                cluster, version.job, version.group, self._config, self._entropy
+            )
+        return placer
+
+    def _version_for(self, place: Placement) -> _Version:
+        """The version to place: the one that was last promoted, for what is lost while canaries run."""
+        deployment = self._active_deployment()
+        part = deployment is not None and place.group.name in (deployment.task_groups or {})
+        present = _Version(self._job, place.group, deployment.id if deployment and part else "")
+        if not place.downgrade:
+            return present
+        return self._promoted_version(place) or present
+
+    def _promoted_version(self, place: Placement) -> _Version | None:
+        """Source: downgradedJobForPlacement, scheduler/generic_sched.go of Nomad."""
+        job, name, snapshot = self._job, place.group.name, self._snapshot
+        least = place.previous.job.version if place.previous and place.previous.job else 0
+        for deployment in snapshot.deployments_by_job(job.namespace, job.id):
+            state = (deployment.task_groups or {}).get(name)
+            if state is None or deployment.job_create_index != job.create_index:
+                continue
+            if (state.promoted or not state.desired_canaries) and deployment.job_version >= least:
+                older = snapshot.job_version(job.namespace, job.id, deployment.job_version)
+                group = find_group(older, name) if older else None
+                if older is not None and group is not None:
+                    return _Version(older, group, deployment.id)
+        older = place.previous.job if place.previous else None
+        group = find_group(older, name) if older else None
+        return None if older is None or group is None else _Version(older, group, "")
+
+    def _place(self, cluster: Cluster, version: _Version, place: Placement) -> None:
         name = place.group.name
+        placer = self._placer(cluster, version)
         if name in self._outcome.failed and not place.replaces:
             # The group has just been refused on every node, and nothing was freed since.
             self._refuse(name, placer)
@@ -187,7 +234,7 @@ class _GroupPass:
         choice = placer.select(
             penalties=penalty_nodes(previous) if place.rescheduled and previous else (),
             preferred=_preferred_node(place),
-        ) or self._preempt(cluster, placer, name)
+        ) or self._preempt(cluster, placer, version)
         if choice is None:
             self._refuse(name, placer)
             if place.replaces and previous is not None:
@@ -197,7 +244,7 @@ class _GroupPass:
             self._outcome.stops[previous.id] = AllocStop(
                 alloc_id=previous.id, node_id=previous.node_id, description=UPDATING
             )
-        alloc = self._build(place, choice)
+        alloc = self._build(place, version, choice)
         self._outcome.evict(name, alloc.id, choice.evicted)
         self._outcome.placements.append(alloc)
         self._placed.append(alloc)
@@ -208,6 +255,7 @@ class _GroupPass:
         outcome = self._outcome
         missing = ", ".join(f'"{name}"' for name in outcome.failed)
         withheld = {alloc.id for alloc in self._placed}
+        placers = {name: placer for (name, _), placer in self._placers.items()}
         outcome.placements = [one for one in outcome.placements if one.id not in withheld]
         outcome.take_back_evictions()
         for alloc in self._placed:
@@ -218,7 +266,7 @@ class _GroupPass:
             outcome.queued[name] = outcome.queued.get(name, 0) + 1
             known = outcome.failed.get(name)
             if known is None:
-                outcome.failed[name] = self._placers[name].withheld(
+                outcome.failed[name] = placers[name].withheld(
                     f"all_at_once: no room for group {missing}"
                 )
             else:
@@ -228,13 +276,14 @@ class _GroupPass:
         # Any of the groups may be the one that makes way for another, so a node for any of them may help.
         outcome.feasibilities = [placer.feasibility for placer in self._placers.values()]
 
-    def _preempt(self, cluster: Cluster, placer: GroupPlacer, name: str) -> Choice | None:
+    def _preempt(self, cluster: Cluster, placer: GroupPlacer, version: _Version) -> Choice | None:
         """Make room at the expense of less important jobs, where that is allowed."""
         if not may_preempt(self._config, self._job.type):
             return None
-        preemptor = self._preemptors.get(name)
+        key = (version.group.name, version.job.version)
+        preemptor = self._preemptors.get(key)
         if preemptor is None:
-            preemptor = self._preemptors[name] = Preemptor(cluster, self._job, placer)
+            preemptor = self._preemptors[key] = Preemptor(cluster, version.job, placer)
         return preemptor.choose()
 
     def _refuse(self, name: str, placer: GroupPlacer) -> None:
@@ -248,8 +297,8 @@ class _GroupPass:
                 known, coalesced_failures=known.coalesced_failures + 1
             )
 
-    def _build(self, place: Placement, choice: Choice) -> Allocation:
-        previous, group = place.previous, place.group
+    def _build(self, place: Placement, version: _Version, choice: Choice) -> Allocation:
+        previous, group = place.previous, version.group
         tracker: RescheduleTracker | None = None
         if previous is not None:
             tracker = previous.reschedule_tracker
@@ -257,19 +306,24 @@ class _GroupPass:
                 tracker = extended_tracker(previous, group.reschedule_policy, self._now_ns)
             elif place.replaces:
                 tracker = None
-        deployment = self._active_deployment()
-        part = deployment is not None and group.name in (deployment.task_groups or {})
-        return new_allocation(
+        alloc = new_allocation(
             self._evaluation,
-            self._job,
+            version.job,
             group.name,
             place.name,
             choice,
             alloc_id=self._entropy.uuid(),
-            deployment_id=deployment.id if deployment is not None and part else "",
+            deployment_id=version.deployment_id,
             previous_id=previous.id if previous is not None else "",
             tracker=tracker,
         )
+        if place.canary:
+            alloc = msgspec.structs.replace(
+                alloc, deployment_status=AllocDeploymentStatus(canary=True)
+            )
+        if version.job is not self._job:
+            alloc = msgspec.structs.replace(alloc, job=version.job)
+        return alloc
 
     def _active_deployment(self) -> Deployment | None:
         deployment = self._outcome.deployment

@@ -24,6 +24,10 @@ class Snapshot(Protocol):
         """The newest version of a job."""
         ...
 
+    def job_version(self, namespace: str, job_id: str, version: int) -> Job | None:
+        """One of the kept versions of a job."""
+        ...
+
     def node(self, node_id: str) -> Node | None:
         """One node."""
         ...
@@ -54,6 +58,10 @@ class Snapshot(Protocol):
 
     def latest_deployment(self, namespace: str, job_id: str) -> Deployment | None:
         """The newest deployment of a job."""
+        ...
+
+    def deployments_by_job(self, namespace: str, job_id: str) -> Iterable[Deployment]:
+        """The deployments of a job, newest first."""
         ...
 
     def scheduler_config(self) -> SchedulerConfiguration:

@@ -27,8 +27,10 @@ def without_effect(job: Job) -> list[str]:
 def _group(group: TaskGroup) -> list[str]:
     notes: list[str] = []
     update = group.update
-    if update is not None and update.canary:
-        notes.append("update.canary has no effect yet: the update rolls by max_parallel")
+    if update is not None and update.canary and update.auto_promote:
+        notes.append(
+            "update.auto_promote has no effect yet: canaries wait for `deployment promote`"
+        )
     if update is not None and update.auto_revert:
         notes.append("update.auto_revert has no effect yet: a failed deployment stays as it is")
     if any(network.mode not in ("", "host", "none") for network in group.networks or []):

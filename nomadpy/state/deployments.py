@@ -138,7 +138,14 @@ def promote(tx: Transaction, deployment_id: str, groups: list[str] | None) -> No
                 f'Task group "{name}" has {len(sound)}/{state.desired_canaries} healthy allocations',
                 status=500,
             )
-        states[name] = msgspec.structs.replace(state, promoted=True)
+        states[name] = msgspec.structs.replace(
+            state,
+            promoted=True,
+            # However long the canaries waited: what follows has all the time that the job gives it.
+            require_progress_by=gotime.from_ns(tx.now_ns + state.progress_deadline)
+            if state.progress_deadline
+            else state.require_progress_by,
+        )
         for canary in canaries:
             if canary is not None:
                 allocs.end_canary(tx, canary)

@@ -29,8 +29,9 @@ def test_what_is_only_stored_is_told_with_its_place() -> None:
     assert "dispatching" in notes(ParameterizedJob={})[0]
     (note,) = notes({"Services": [{"Name": "web", "Provider": "nomad"}]})
     assert note.startswith('group "g": services are not registered')
-    (note,) = notes({"Update": {"Canary": 1, "MaxParallel": 1}}, Type="service")
-    assert "canary has no effect" in note
+    update = {"Canary": 1, "MaxParallel": 1, "AutoPromote": True}
+    (note,) = notes({"Update": update}, Type="service")
+    assert "auto_promote has no effect" in note
     (note,) = notes({"Networks": [{"Mode": "bridge"}]})
     assert "cannot be placed" in note
     (note,) = notes(task={"Templates": [{"EmbeddedTmpl": "x", "DestPath": "local/f"}]})

@@ -155,6 +155,7 @@ class Deployments:
         register("Deployment.Allocations", self.allocations)
         register("Deployment.Fail", self.fail)
         register("Deployment.Pause", self.pause)
+        register("Deployment.Promote", self.promote)
 
     async def list(self, _: CallContext, request: calls.Read) -> Answer:
         """Deployments, oldest first."""
@@ -219,6 +220,30 @@ class Deployments:
             return await self._update(request, deployment, "paused", "Deployment is paused")
         return await self._update(request, deployment, "running", "Deployment is running")
 
+    async def promote(self, _: CallContext, request: calls.DeploymentPromoteWrite) -> Answer:
+        """Let canaries take the place of what they stand beside."""
+        core = self._core
+        deployment = self._deployment(request.deployment_id)
+        if deployment.status in TERMINAL_DEPLOYMENT:
+            raise ValidationError("can't promote terminal deployment")
+        job = core.snapshot().job(deployment.namespace, deployment.job_id)
+        evaluation = None
+        if job is not None:
+            evaluation = new_evaluations.for_job(
+                job,
+                "deployment-watcher",
+                entropy=core.entropy,
+                now_ns=core.clock.now_ns(),
+                deployment_id=deployment.id,
+            )
+        applied = await core.propose(
+            commands.DeploymentPromote(
+                deployment_id=deployment.id, groups=request.groups, evaluation=evaluation
+            ),
+            request_id=request.options.request_id,
+        )
+        return self._updated(evaluation, applied.index)
+
     async def _update(
         self, request: calls.Write, deployment: Deployment, status: str, description: str
     ) -> Answer:
@@ -243,14 +268,17 @@ class Deployments:
             ),
             request_id=request.options.request_id,
         )
+        return self._updated(evaluation, applied.index)
+
+    def _updated(self, evaluation: Evaluation | None, index: int) -> Answer:
         return written(
             DeploymentUpdateResponse(
-                eval_id=evaluation_of(core.snapshot(), evaluation, applied.index),
-                eval_create_index=applied.index if evaluation else 0,
-                deployment_modify_index=applied.index,
-                index=applied.index,
+                eval_id=evaluation_of(self._core.snapshot(), evaluation, index),
+                eval_create_index=index if evaluation else 0,
+                deployment_modify_index=index,
+                index=index,
             ),
-            applied.index,
+            index,
         )
 
     def _deployment(self, deployment_id: str) -> Deployment:

@@ -1,7 +1,7 @@
 """Moves deployments on: the next step when allocations become healthy, failure at a deadline or an unhealthy one.
 
 `review` decides, purely; the watcher runs it when the change feed or a deadline says so.
-Behaviour matched: Nomad's deployment watcher without canaries and rollback, which come with promotion.
+Behaviour matched: Nomad's deployment watcher without automatic promotion and rollback.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from nomadpy import logs
 from nomadpy.errors import NomadError
 from nomadpy.fsm.commands import AllocTransition, DeploymentUpdate, EvalUpsert
 from nomadpy.models.allocation import DesiredTransition
-from nomadpy.models.deployment import Deployment
+from nomadpy.models.deployment import Deployment, DeploymentState
 from nomadpy.models.gotime import to_ns
 from nomadpy.server import new_evaluations
 from nomadpy.server.core import Core
@@ -48,12 +48,20 @@ def review(deployment: Deployment, *, now_ns: int, seen: tuple[int, int]) -> Rev
     deadlines = [
         to_ns(group.require_progress_by)
         for group in groups
-        if group.healthy_allocs < group.desired_total and group.progress_deadline
+        if group.healthy_allocs < group.desired_total
+        and group.progress_deadline
+        and not waits_for_promotion(group)
     ]
     due = [d for d in deadlines if d]
     if due and min(due) <= now_ns:
         return Review(fail=FAILED_PROGRESS)
     return Review(evaluate=(healthy, unhealthy) != seen, deadline_ns=min(due, default=0))
+
+
+def waits_for_promotion(group: DeploymentState) -> bool:
+    """Whether all that is missing is that somebody promotes the canaries: that may take any time."""
+    wanted = group.desired_canaries
+    return bool(wanted) and not group.promoted and group.healthy_allocs >= wanted
 
 
 def tally(deployment: Deployment) -> tuple[int, int]:
