@@ -94,6 +94,8 @@ class StateMachine:
         version = formats.format_of(type(command))
         if isinstance(command, commands.LogFormatSet):
             version = max(version, command.version)
+        elif isinstance(command, commands.ClusterMetadataSet):
+            version = max(version, command.log_format)
         if version > self._reads[1]:
             formats.check_readable(version, self._reads, f"the log at entry {index}")
 

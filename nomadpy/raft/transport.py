@@ -97,6 +97,7 @@ class RaftTransport:
         self._on_link = on_link
         self._dialers: dict[str, _Dialer] = {}
         self._accepted: dict[str, Link] = {}
+        self._refused: dict[str, str] = {}
         self._early: list[tuple[str, Message]] = []
         self._late: list[tuple[str, Message]] = []
         self._tasks: asyncio.TaskGroup | None = None
@@ -253,7 +254,10 @@ class RaftTransport:
             )
             stream.write(encode_frame(welcome))
             if refusal:
-                log.warning("raft connection refused", peer=stream.peer_address, reason=refusal)
+                # The other side tries again every second: once for each reason is enough.
+                tell = log.debug if self._refused.get(hello.id) == refusal else log.warning
+                self._refused[hello.id] = refusal
+                tell("raft connection refused", peer=stream.peer_address, reason=refusal)
                 await stream.drain()
                 return
             peer = PeerSpec(hello.id, hello.name, hello.address)
@@ -264,6 +268,7 @@ class RaftTransport:
                 older.current = False
                 older.stream.abort()
             self._accepted[peer.id] = link
+            self._refused.pop(peer.id, None)
             await self._receive(link)
         except (OSError, TimeoutError, ValueError) as cause:
             log.debug("raft stream ended", peer=stream.peer_address, cause=repr(cause))

@@ -35,13 +35,14 @@ def main() -> int:
     arguments = [
         (seed, options.servers, options.clients, options.seconds, options.crowded) for seed in seeds
     ]
-    bad = entries = acknowledged = evicted = 0
+    bad = entries = acknowledged = evicted = restores = 0
     virtual_s = 0.0
     with concurrent.futures.ProcessPoolExecutor(options.jobs) as pool:
         for verdict in pool.map(_one, arguments):
             entries += verdict.entries
             acknowledged += verdict.acknowledged
             evicted += verdict.evicted
+            restores += verdict.restores
             virtual_s += verdict.seconds
             if verdict.violation:
                 bad += 1
@@ -54,7 +55,7 @@ def main() -> int:
     took = clock.monotonic() - began
     print(
         f"{bad} bad of {len(seeds)} seeds; {acknowledged} writes acknowledged, {entries} entries applied, "
-        f"{evicted} allocations evicted, "
+        f"{evicted} allocations evicted, {restores} restores, "
         f"{virtual_s:.0f} virtual seconds in {took:.1f} s"
     )
     return 1 if bad else 0

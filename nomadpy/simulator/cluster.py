@@ -6,9 +6,11 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
+from nomadpy import __version__
 from nomadpy.daemon.server_process import ServerProcess
 from nomadpy.entropy import SeededEntropy
 from nomadpy.errors import CorruptionError
+from nomadpy.fsm.formats import OWN, Formats
 from nomadpy.models.node import (
     DriverInfo,
     Node,
@@ -45,6 +47,7 @@ class SimServer:
         self._task: asyncio.Task[None] | None = None
         self.boots = 0
         self.lives = 0  # how often its disk was lost, and its id with it
+        self.formats: Formats = cluster.first_formats  # of the log that its software reads
 
     @property
     def id(self) -> str:
@@ -60,6 +63,17 @@ class SimServer:
     def alive(self) -> bool:
         """Whether its process runs."""
         return self.process is not None
+
+    @property
+    def old(self) -> bool:
+        """Whether its software is of an earlier version."""
+        return self.formats != OWN
+
+    async def upgrade(self, formats: Formats = OWN) -> None:
+        """Stop it, replace its software, start it."""
+        await self.crash(power=False)
+        self.formats = formats
+        await self.start()
 
     async def start(self) -> None:
         """Boot on what the disk has."""
@@ -79,6 +93,8 @@ class SimServer:
             leader_wait_s=6.0,
             gc_interval_s=3600.0,
             state_check_interval_s=4.0,
+            log_formats=self.formats,
+            build=f"{__version__}-format-{self.formats[1]}",
         )
         raft = RaftConfig(
             server_id=settings.id,
@@ -234,14 +250,17 @@ class SimCluster:
         clients: int = 5,
         snapshot_entries: int = 60,
         lying_disks: bool = False,
+        formats: Formats = OWN,
         wire: Callable[[SimServer], None] | None = None,
     ) -> None:
-        """wire: may change a server's process between its making and its start, to break it on purpose."""
+        """formats: what the software reads that the servers begin with. wire: may change a server's process between its
+        making and its start, to break it on purpose."""
         self.seed = seed
         self.entropy = SeededEntropy(f"{seed}-world")
         self.server_count = servers
         self.snapshot_entries = snapshot_entries
         self.lying_disks = lying_disks
+        self.first_formats = formats
         self.wire: Callable[[SimServer], None] = wire or (lambda _server: None)
         self.network = SimNetwork(SeededEntropy(f"{seed}-network"))
         self.tasks = Tasks()

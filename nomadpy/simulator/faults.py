@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 
 import msgspec
 
 from nomadpy.entropy import SeededEntropy
 from nomadpy.errors import NomadError
-from nomadpy.models.calls import NodeDrainWrite, Write
+from nomadpy.models.calls import NodeDrainWrite, Read, Write
 from nomadpy.models.node import DrainSpec
+from nomadpy.rpc.caller import Stream
+from nomadpy.server.server import Server
 from nomadpy.simulator.cluster import SimClient, SimCluster, SimServer
 
 KINDS = (
@@ -27,7 +30,13 @@ KINDS = (
     "drain-node",
     "replace-server",
     "transfer-leadership",
+    "save-snapshot",
+    "restore-snapshot",
 )
+UPGRADE = "upgrade-server"
+"""Besides KINDS, in worlds that begin with servers of an earlier version."""
+
+SNAPSHOT_TIMEOUT_S = 30.0
 CALL_TIMEOUT_S = 5.0
 
 
@@ -38,6 +47,8 @@ class Faults:
         self._cluster = cluster
         self._entropy = entropy
         self.done: list[str] = []
+        self._saved = b""
+        self.unanswered_restore = False
 
     async def run(self, stop: asyncio.Event) -> None:
         """Inject until `stop` is set. What a fault leaves down comes back after a while."""
@@ -45,7 +56,8 @@ class Faults:
             await asyncio.sleep(self._entropy.uniform(1.0, 7.0))
             if stop.is_set():
                 return
-            kind = self._entropy.choice(KINDS)
+            old = any(server.old for server in self._cluster.servers)
+            kind = self._entropy.choice([*KINDS, *[UPGRADE] * 3] if old else KINDS)
             self.done.append(kind)
             await self._inject(kind)
 
@@ -55,6 +67,11 @@ class Faults:
         for server in self._cluster.servers:
             if server.process is None:
                 await server.start()
+        for server in self._cluster.servers:
+            # The operator finishes what was begun, one server after the other.
+            if server.old:
+                await server.upgrade()
+                await asyncio.sleep(2.0)
         for client in self._cluster.clients:
             if client.agent is None:
                 client.start()
@@ -98,11 +115,54 @@ class Faults:
         elif kind == "transfer-leadership":
             request = Write(id=server.id)
             await self._ask("Operator.TransferLeadership", request)
+        elif kind == UPGRADE:
+            await entropy.choice([s for s in cluster.servers if s.old]).upgrade()
+        elif kind == "save-snapshot":
+            await self._save()
+        elif kind == "restore-snapshot":
+            await self._restore()
         elif kind == "slow-links":
             for one in cluster.servers:
                 cluster.network.slow(server.name, one.name, (0.05, 0.4))
             await asyncio.sleep(entropy.uniform(1.0, 6.0))
             cluster.network.heal()
+
+    async def _save(self) -> None:
+        """An operator saves the state, and keeps it if it came whole."""
+        server = self._any_live()
+        if server is None:
+            return
+        try:
+            async with asyncio.timeout(SNAPSHOT_TIMEOUT_S):
+                async with server.open("Operator.SnapshotSave", Read()) as stream:
+                    pieces = [piece async for piece in _received(stream)]
+        except (NomadError, TimeoutError, OSError):
+            self.done.append("save-snapshot-failed")
+            return
+        self._saved = b"".join(pieces[1:])
+
+    async def _restore(self) -> None:
+        """An operator puts the state back that was saved last; whether it was done may stay unknown."""
+        server, leader = self._any_live(), self._cluster.leader()
+        if server is None or leader is None or leader.process is None or not self._saved:
+            return
+        if leader.process.store.snapshot().log_format() < 2:
+            # Servers of the first version do not tell agents of a restore.
+            return
+        try:
+            async with asyncio.timeout(SNAPSHOT_TIMEOUT_S):
+                async with server.open("Operator.SnapshotRestore", Write()) as stream:
+                    await stream.send(self._saved)
+                    await stream.finish()
+                    await stream.receive()
+        except (NomadError, TimeoutError, OSError):
+            self.done.append("restore-snapshot-unanswered")
+            self.unanswered_restore = True
+
+    def _any_live(self) -> Server | None:
+        live = self._cluster.live()
+        process = self._entropy.choice(live).process if live else None
+        return None if process is None else process.server
 
     async def _drain(self, client: SimClient) -> None:
         """An operator empties a node, or tries to."""
@@ -165,3 +225,8 @@ class Faults:
     def _hosts(self) -> list[str]:
         cluster = self._cluster
         return [s.name for s in cluster.servers] + [c.name for c in cluster.clients]
+
+
+async def _received(stream: Stream) -> AsyncIterator[bytes]:
+    while (piece := await stream.receive()) is not None:
+        yield piece

@@ -7,11 +7,13 @@ A violation is an exception that says what, where and by how much.
 from __future__ import annotations
 
 from nomadpy.models.allocation import Allocation
+from nomadpy.models.job import Job
 from nomadpy.scheduler.fit import allocs_fit
 from nomadpy.server.state_check import Verdict
 from nomadpy.simulator.cluster import SimCluster, SimServer
 from nomadpy.simulator.workload import Promise
 from nomadpy.state.changes import ChangeSet
+from nomadpy.state.schema import RESTORED
 from nomadpy.state.store import Snapshot
 
 OVER = ("complete", "failed", "lost")
@@ -21,6 +23,15 @@ class ViolationError(AssertionError):
     """An invariant is broken."""
 
 
+At = tuple[int, bool]
+"""Where a job is: its generation, and whether it is stopped. One that is not there is at NOWHERE."""
+
+NOWHERE: At = (0, True)
+
+Restores = dict[int, dict[str, At]]
+"""For each index at which an operator's snapshot was put in place: where the jobs were in it."""
+
+
 class Watch:
     """Checks every applied entry on every server."""
 
@@ -28,6 +39,8 @@ class Watch:
         self._cluster = cluster
         self._digests: dict[int, tuple[str, str]] = {}
         self._leaders: dict[int, str] = {}
+        self._restored: dict[int, str] = {}
+        self.restores: Restores = {}
         self.entries = 0
         self.violations: list[str] = []
 
@@ -49,6 +62,8 @@ class Watch:
         assert server.process is not None
         snapshot = server.process.store.snapshot()
         if changes.restored:
+            if snapshot.table_index(RESTORED) == changes.index:
+                self._was_restored(server, snapshot)
             return
         digest = str([(c.table, str(c.key), _mark(c.after)) for c in changes.changes])
         first = self._digests.setdefault(changes.index, (server.name, digest))
@@ -63,6 +78,16 @@ class Watch:
 
     def _differs(self, server: SimServer, verdict: Verdict) -> None:
         self.violations.append(f"{server.name} finds that states differ: {verdict}")
+
+    def _was_restored(self, server: SimServer, snapshot: Snapshot) -> None:
+        """An operator's snapshot is the state now, or a raft snapshot of that very moment."""
+        store = server.process.store if server.process is not None else None
+        found = store.checksum() if store is not None else ""
+        if self._restored.setdefault(snapshot.index, found) != found:
+            self.violations.append(
+                f"{server.name} was restored to another state at {snapshot.index} than others"
+            )
+        self.restores[snapshot.index] = {job.id: _at(job) for job in snapshot.jobs("default")}
 
     def _capacity(self, snapshot: Snapshot, node_id: str, index: int) -> None:
         node = snapshot.node(node_id)
@@ -179,7 +204,7 @@ def _nodes_unsettled(
     return f"{promise.job_id} is not on {missing}" if missing and not waits else ""
 
 
-def check_final(cluster: SimCluster, promises: list[Promise]) -> None:
+def check_final(cluster: SimCluster, promises: list[Promise], restores: Restores) -> None:
     """With the cluster settled: every acknowledged write is there, and all servers are equal."""
     servers = cluster.live()
     sums = {s.name: s.process.store.checksum() for s in servers if s.process is not None}
@@ -189,14 +214,38 @@ def check_final(cluster: SimCluster, promises: list[Promise]) -> None:
     assert process is not None
     snapshot = process.store.snapshot()
     for promise in promises:
-        job = snapshot.job("default", promise.job_id)
-        if job is None:
+        if snapshot.job("default", promise.job_id) is None:
             raise ViolationError(f"{promise.job_id} was acknowledged and is gone")
-        at = (int((job.meta or {}).get("generation", "0")), job.stop)
-        if at not in promise.possible:
+    check_promises(snapshot, promises, restores)
+    behind = [s.name for s in servers if s.process and s.process.store.snapshot().log_format() < 2]
+    if behind:
+        raise ViolationError(f"all software is new, and the log's format was not raised: {behind}")
+
+
+def check_promises(snapshot: Snapshot, promises: list[Promise], restores: Restores) -> None:
+    """Every job is where its owner knows it to be, or where a restore has put it since.
+
+    A restore takes back what was acknowledged below its index, by design, and nothing that was acknowledged above.
+    """
+    last = max(restores, default=0)
+    for promise in promises:
+        possible = list(promise.possible)
+        if promise.acknowledged_at < last:
+            possible[0] = restores[last].get(promise.job_id, NOWHERE)
+        # Who stops a job does not say at which generation: after a restore it may be an earlier one.
+        earlier = {jobs[promise.job_id][0] for jobs in restores.values() if promise.job_id in jobs}
+        if any(stopped for _, stopped in possible):
+            possible += [(generation, True) for generation in sorted(earlier)]
+        job = snapshot.job("default", promise.job_id)
+        at = NOWHERE if job is None else _at(job)
+        if at not in possible:
             raise ViolationError(
-                f"{promise.job_id} is at {at}; its owner knows that it is one of {promise.possible}"
+                f"{promise.job_id} is at {at}; its owner knows that it is one of {possible}"
             )
+
+
+def _at(job: Job) -> At:
+    return int((job.meta or {}).get("generation", "0")), job.stop
 
 
 def _mark(row: object) -> tuple[object, ...]:

@@ -8,6 +8,8 @@ from collections.abc import Callable
 import msgspec
 
 from nomadpy.entropy import SeededEntropy
+from nomadpy.errors import NomadError
+from nomadpy.fsm.formats import OWN
 from nomadpy.simulator import loop as virtual
 from nomadpy.simulator.cluster import SimCluster, SimServer
 from nomadpy.simulator.crowded import (
@@ -18,11 +20,19 @@ from nomadpy.simulator.crowded import (
     waits_for_nothing,
 )
 from nomadpy.simulator.faults import Faults
-from nomadpy.simulator.invariants import ViolationError, Watch, check_final, unsettled
-from nomadpy.simulator.workload import User
+from nomadpy.simulator.invariants import (
+    ViolationError,
+    Watch,
+    check_final,
+    check_promises,
+    unsettled,
+)
+from nomadpy.simulator.workload import Promise, User
 
 FORM_S = 60.0
 SETTLE_S = 240.0
+LATE_S = 15.0
+OLD = (1, 1)
 
 
 class Verdict(msgspec.Struct, kw_only=True):
@@ -34,6 +44,7 @@ class Verdict(msgspec.Struct, kw_only=True):
     acknowledged: int = 0
     faults: list[str] = []
     evicted: int = 0
+    restores: int = 0
     seconds: float = 0.0
 
 
@@ -49,7 +60,8 @@ def run_seed(
 ) -> Verdict:
     """Run one seed to its verdict. The same arguments give the same verdict, always.
 
-    crowded: jobs of all types and priorities that evict each other, see crowded.py.
+    crowded: jobs of all types and priorities that evict each other, see crowded.py. Every third seed begins with servers of an
+    earlier version, which are upgraded one after another while all else goes on.
     """
 
     async def main() -> Verdict:
@@ -84,7 +96,12 @@ async def _run(
             wire(server)
 
     cluster = SimCluster(
-        seed, servers=servers, clients=clients, lying_disks=lying_disks, wire=attach
+        seed,
+        servers=servers,
+        clients=clients,
+        lying_disks=lying_disks,
+        formats=OLD if seed % 3 == 0 else OWN,
+        wire=attach,
     )
     watch = Watch(cluster)
     watches.append(watch)
@@ -110,12 +127,16 @@ async def _run(
         await _until(
             lambda: "" if cluster.leader() else "no leader", FORM_S, "a leader after healing"
         )
+        if faults.unanswered_restore:
+            # It may still come true; no longer than this.
+            await asyncio.sleep(LATE_S)
+        await _kept(cluster, promises, watch)
         await _undrain(faults)
         for user in users:
             await user.settle()
         await _until(lambda: unsettled(cluster, promises), SETTLE_S, "the cluster to settle")
         watch.raise_any()
-        check_final(cluster, promises)
+        check_final(cluster, promises, watch.restores)
         process = cluster.live()[0].process
         assert process is not None
         verdict.evicted = preempted(process.store.snapshot())
@@ -137,6 +158,7 @@ async def _run(
     verdict.entries = watch.entries
     verdict.acknowledged = sum(p.acknowledged for p in promises)
     verdict.faults = faults.done
+    verdict.restores = len(watch.restores)
     return verdict
 
 
@@ -146,6 +168,29 @@ def _formed(cluster: SimCluster) -> str:
         return "no leader"
     ready = sum(n.status == "ready" for n in leader.process.store.snapshot().nodes())
     return "" if ready == len(cluster.clients) else f"{ready} nodes ready"
+
+
+async def _kept(cluster: SimCluster, promises: list[Promise], watch: Watch) -> None:
+    """Before anybody writes anew: what was acknowledged under faults is there."""
+
+    async def look() -> str:
+        leader = cluster.leader()
+        if leader is None or leader.process is None:
+            return "no leader"
+        try:
+            await leader.process.server.queries.consistent()
+        except NomadError as error:
+            return error.message
+        check_promises(leader.process.store.snapshot(), promises, watch.restores)
+        return ""
+
+    deadline = asyncio.get_running_loop().time() + FORM_S
+    while reason := await look():
+        if asyncio.get_running_loop().time() > deadline:
+            raise ViolationError(
+                f"waited {FORM_S:g} virtual seconds for a consistent read: {reason}"
+            )
+        await asyncio.sleep(0.25)
 
 
 async def _undrain(faults: Faults) -> None:

@@ -13,14 +13,15 @@ import msgspec
 from nomadpy.entropy import SeededEntropy
 from nomadpy.errors import IndefiniteError, NomadError
 from nomadpy.models.calls import JobDeregister, JobWrite
-from nomadpy.models.envelope import WriteOptions
+from nomadpy.models.envelope import Answer, WriteOptions
 from nomadpy.simulator.cluster import SimCluster
 
 CALL_TIMEOUT_S = 20.0
 
 
 class Promise(msgspec.Struct):
-    """What one job's owner knows. possible: every (generation, stopped) that the job may be at now.
+    """What one job's owner knows. possible: every (generation, stopped) that the job may be at now, as long as nobody puts
+    an earlier state back; the first of them was acknowledged, at the index acknowledged_at.
 
     may_wait: that not all of it can be placed is no violation by itself.
     """
@@ -29,12 +30,14 @@ class Promise(msgspec.Struct):
     kind: str
     possible: list[tuple[int, bool]] = []
     acknowledged: int = 0
+    acknowledged_at: int = 0
     may_wait: bool = False
 
-    def acknowledge(self, generation: int, *, stopped: bool) -> None:
+    def acknowledge(self, generation: int, *, stopped: bool, index: int) -> None:
         """The server said yes: nothing older can be the truth any more."""
         self.possible = [(generation, stopped)]
         self.acknowledged += 1
+        self.acknowledged_at = index
 
     def doubt(self, generation: int, *, stopped: bool) -> None:
         """No answer: it may have happened, or may yet."""
@@ -101,13 +104,14 @@ class User:
         self.promise.doubt(generation, stopped=stopped)
         try:
             async with asyncio.timeout(CALL_TIMEOUT_S):
-                await server.server.call(method, request)
+                answer = await server.server.call(method, request)
         except (TimeoutError, IndefiniteError):
             return
         except NomadError:
             self.promise.possible.remove((generation, stopped))
             return
-        self.promise.acknowledge(generation, stopped=stopped)
+        assert isinstance(answer, Answer)
+        self.promise.acknowledge(generation, stopped=stopped, index=answer.index)
 
     def _job(self, generation: int) -> dict[str, Any]:
         batch = self.promise.kind == "batch"
