@@ -40,11 +40,14 @@ class NetworkResource(Wire, frozen=True, kw_only=True, omit_defaults=True):
     cni: CNIConfig | None = None
 
 
-class RequestedDevice(Wire, frozen=True, kw_only=True):
-    name: str = ""
-    count: int | None = None
-    constraints: list[Constraint] | None = None
-    affinities: list[Affinity] | None = None
+class RequestedDevice(Wire, frozen=True, kw_only=True, omit_defaults=True):
+    """`share` is this product's own: thousandths of one device instead of a whole one."""
+
+    name: str = always(lambda: "")
+    count: int | None = always(lambda: None)
+    constraints: list[Constraint] | None = always(lambda: None)
+    affinities: list[Affinity] | None = always(lambda: None)
+    share: int | None = None
 
 
 class NUMAResource(Wire, frozen=True, kw_only=True):
@@ -90,11 +93,14 @@ class AllocatedMemoryResources(Wire, frozen=True, kw_only=True):
     memory_max_mb: int = 0
 
 
-class AllocatedDeviceResource(Wire, frozen=True, kw_only=True):
-    vendor: str = ""
-    type: str = ""
-    name: str = ""
-    device_ids: list[str] | None = None
+class AllocatedDeviceResource(Wire, frozen=True, kw_only=True, omit_defaults=True):
+    """`share` is this product's own: thousandths of each device, 0 for whole ones."""
+
+    vendor: str = always(lambda: "")
+    type: str = always(lambda: "")
+    name: str = always(lambda: "")
+    device_ids: list[str] | None = always(lambda: None)
+    share: int = 0
 
 
 class AllocatedTaskResources(Wire, frozen=True, kw_only=True):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import msgspec
 
 from nomadpy.entropy import Entropy
@@ -16,9 +18,11 @@ from nomadpy.models.resources import (
     Resources,
 )
 from nomadpy.models.task import Task
+from nomadpy.scheduler import cores, devices
 from nomadpy.scheduler.cluster import NodeState
-from nomadpy.scheduler.fit import Amount, Capacity, flatten, resources_used
-from nomadpy.scheduler.ports import NoPortError
+from nomadpy.scheduler.devices import DeviceKey
+from nomadpy.scheduler.fit import Amount, Capacity, first_shortage, flatten, resources_used
+from nomadpy.scheduler.refusals import GrantError
 
 
 class Grant(msgspec.Struct, frozen=True):
@@ -31,8 +35,47 @@ class Grant(msgspec.Struct, frozen=True):
     amount: Amount
 
 
+class NodeUse(Protocol):
+    """A node with what is taken of it: a row of the node table, or its state in a pass."""
+
+    @property
+    def have(self) -> Capacity:
+        """What the node has for allocations."""
+        ...
+
+    @property
+    def cpu(self) -> int:
+        """MHz that are taken."""
+        ...
+
+    @property
+    def memory_mb(self) -> int:
+        """MiB that are taken."""
+        ...
+
+    @property
+    def disk_mb(self) -> int:
+        """MiB that are taken."""
+        ...
+
+    @property
+    def count(self) -> int:
+        """How many allocations there are."""
+        ...
+
+    @property
+    def cores(self) -> dict[int, int]:
+        """How many hold each core."""
+        ...
+
+    @property
+    def devices(self) -> dict[DeviceKey, int]:
+        """Thousandths that are taken of each device."""
+        ...
+
+
 class GroupAsk:
-    """The ask of one group. Groups without ports and cores get one Grant, shared by all their allocations."""
+    """The ask of one group. Groups without ports, cores and devices get one Grant, shared by all their allocations."""
 
     def __init__(self, group: TaskGroup, *, oversubscribe: bool) -> None:
         self._tasks = group.tasks or []
@@ -40,15 +83,25 @@ class GroupAsk:
         self._disk_mb = group.ephemeral_disk.size_mb if group.ephemeral_disk else 0
         self._oversubscribe = oversubscribe
         self._lifecycles = {task.name: task.lifecycle for task in self._tasks}
-        self.cores = sum(task.resources.cores for task in self._tasks if task.resources)
+        self.cores = cores.requests(self._tasks)
+        self.devices = devices.requests(self._tasks)
+        self.prefers_devices = any(one.affinities for one in self.devices)
         # Without cores every node is asked for the same.
         self._plain = None if self.cores else self._amount(0)
-        # Two asks with equal signatures take the same from every node. With cores, only their presence is told.
-        plain = self._plain
-        self.signature = None if plain is None else (plain.cpu, plain.memory_mb, plain.disk_mb)
+        # Two asks with equal signatures take the same from every node.
+        amount = self._amount(1)
+        self.signature = (
+            amount.cpu,
+            amount.memory_mb,
+            amount.disk_mb,
+            self.cores,
+            self.cores and [(task.lifecycle, task.resources) for task in self._tasks],
+            self.devices,
+        )
         individual = (
             self._network
             or self.cores
+            or self.devices
             or any(task.resources and task.resources.networks for task in self._tasks)
         )
         self._shared_grant = None if individual else self._build(None, {}, {})
@@ -57,17 +110,45 @@ class GroupAsk:
         """Return what the group takes from a node; a whole core counts with the node's MHz for one core."""
         return self._plain or self._amount(have.mhz_per_core)
 
+    def shortage(self, use: NodeUse) -> str:
+        """Return the first dimension in which the node has too little for one more, or "". Ports are not looked at."""
+        have, amount = use.have, self.amount(use.have)
+        if self.cores and self._free_cores(use) is None:
+            return "cores"
+        if have.max_allocs and use.count >= have.max_allocs:
+            return "max allocations exceeded"
+        shortage = first_shortage(
+            have,
+            use.cpu + amount.cpu,
+            use.memory_mb + amount.memory_mb,
+            use.disk_mb + amount.disk_mb,
+        )
+        if not shortage and self.devices and self.free_devices(use) is None:
+            return devices.EXHAUSTED
+        return shortage
+
+    def free_devices(self, use: NodeUse) -> devices.Chosen | None:
+        """Return the devices that one more allocation would be given, None when there are not enough."""
+        return devices.assign(self.devices, use.have.devices, use.devices)
+
+    def device_affinity(self, use: NodeUse) -> float:
+        """Return how well the devices that the node would give are liked, -1 to 1."""
+        chosen = self.free_devices(use) if self.prefers_devices else None
+        return devices.affinity_score(chosen) if chosen else 0.0
+
+    def _free_cores(self, use: NodeUse) -> dict[str, list[int]] | None:
+        return cores.assign(self.cores, use.have.cores - use.cores.keys(), use.have.numa)
+
     def grant(self, state: NodeState, entropy: Entropy) -> Grant:
-        """Take ports and cores of the node for one allocation. Raises NoPortError, and then nothing is taken."""
+        """Take ports, cores and devices of the node for one allocation. Raises GrantError, and then nothing is taken."""
         if self._shared_grant is not None:
             return self._shared_grant
-        cores: dict[str, list[int]] = {}
-        if self.cores:
-            free = state.free_cores()
-            for task in self._tasks:
-                wanted = task.resources.cores if task.resources else 0
-                if wanted:
-                    cores[task.name], free = free[:wanted], free[wanted:]
+        own_cores = self._free_cores(state) if self.cores else {}
+        chosen = self.free_devices(state) if self.devices else []
+        if own_cores is None:
+            raise GrantError("cores")
+        if chosen is None:
+            raise GrantError(devices.EXHAUSTED)
         shared = AllocatedSharedResources(disk_mb=self._disk_mb)
         networks: dict[str, list[NetworkResource]] = {}
         try:
@@ -80,16 +161,18 @@ class GroupAsk:
                 asked = task.resources.networks if task.resources else None
                 if asked:
                     networks[task.name] = [state.ports().assign_task(one, entropy) for one in asked]
-        except NoPortError:
+        except GrantError:
             state.forget_ports()
             raise
-        return self._build(shared, networks, cores, state.have.mhz_per_core)
+        return self._build(
+            shared, networks, own_cores, state.have.mhz_per_core, devices.granted(chosen)
+        )
 
     def regrant(self, allocated: AllocatedResources) -> Grant:
         """Return the grant of an allocation that is updated where it is: ports, devices and cores stay its own."""
         before = allocated.tasks or {}
         networks = {name: task.networks for name, task in before.items() if task.networks}
-        cores = {
+        own_cores = {
             name: task.cpu.reserved_cores
             for name, task in before.items()
             if task.cpu.reserved_cores
@@ -101,17 +184,8 @@ class GroupAsk:
         per_core = (
             held.cpu_shares // len(held.reserved_cores) if held and held.reserved_cores else 0
         )
-        grant = self._build(shared, networks, cores, per_core)
-        devices = {name: task.devices for name, task in before.items() if task.devices}
-        if not devices:
-            return grant
-        tasks = {
-            name: msgspec.structs.replace(task, devices=devices.get(name))
-            for name, task in (grant.allocated.tasks or {}).items()
-        }
-        return msgspec.structs.replace(
-            grant, allocated=msgspec.structs.replace(grant.allocated, tasks=tasks)
-        )
+        own_devices = {name: task.devices for name, task in before.items() if task.devices}
+        return self._build(shared, networks, own_cores, per_core, own_devices)
 
     def _amount(self, mhz_per_core: int) -> Amount:
         tasks = {
@@ -125,8 +199,9 @@ class GroupAsk:
         self,
         shared: AllocatedSharedResources | None,
         networks: dict[str, list[NetworkResource]],
-        cores: dict[str, list[int]],
+        own_cores: dict[str, list[int]],
         mhz_per_core: int = 0,
+        own_devices: devices.Assignment | None = None,
     ) -> Grant:
         shared = shared or AllocatedSharedResources(disk_mb=self._disk_mb)
         allocated_tasks: dict[str, AllocatedTaskResources] = {}
@@ -138,13 +213,14 @@ class GroupAsk:
             own = networks.get(task.name)
             given = AllocatedTaskResources(
                 cpu=AllocatedCpuResources(
-                    cpu_shares=_cpu(asked, mhz_per_core), reserved_cores=cores.get(task.name)
+                    cpu_shares=_cpu(asked, mhz_per_core), reserved_cores=own_cores.get(task.name)
                 ),
                 memory=AllocatedMemoryResources(
                     memory_mb=asked.memory_mb,
                     memory_max_mb=asked.memory_max_mb if self._oversubscribe else 0,
                 ),
                 networks=own,
+                devices=(own_devices or {}).get(task.name),
             )
             allocated_tasks[task.name] = given
             task_resources[task.name] = _task_summary(task, given)

@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 from nomadpy.models.allocation import Allocation
 from nomadpy.models.node import Node
+from nomadpy.scheduler.cores import count as count_cores
+from nomadpy.scheduler.devices import count as count_devices
 from nomadpy.scheduler.fit import Amount, Capacity, client_terminal, server_terminal, usage
 from nomadpy.scheduler.node_table import NodeRow, NodeTable, NodeView
 from nomadpy.scheduler.ports import NodePorts
@@ -37,8 +39,10 @@ class NodeState:
         "_ports",
         "_table",
         "_went",
+        "cores",
         "count",
         "cpu",
+        "devices",
         "disk_mb",
         "groups",
         "have",
@@ -53,6 +57,7 @@ class NodeState:
         self.have: Capacity = row.have
         self.cpu, self.memory_mb, self.disk_mb = row.cpu, row.memory_mb, row.disk_mb
         self.count = row.count
+        self.cores, self.devices = row.cores, row.devices
         self.groups: dict[str, int] = {}
         self._table = table
         self._came: dict[str, Allocation] = {}
@@ -74,20 +79,19 @@ class NodeState:
         """Undo assignments that no allocation came to hold."""
         self._ports = None
 
-    def free_cores(self) -> list[int]:
-        """The ids of cores that no allocation holds, ascending."""
-        taken: set[int] = set()
-        for alloc in self._present():
-            if not server_terminal(alloc):
-                taken |= usage(alloc).cores
-        return sorted(self.have.cores - taken)
-
     def change(self, alloc: Allocation, amount: Amount, by: int) -> None:
         """Add an allocation (by 1; its ports have been assigned already) or take it away (by -1)."""
         self.cpu += by * amount.cpu
         self.memory_mb += by * amount.memory_mb
         self.disk_mb += by * amount.disk_mb
         self.count += by
+        if amount.cores:
+            # The row's own until the first change.
+            self.cores = dict(self.cores)
+            count_cores(self.cores, amount.cores, by)
+        if amount.devices:
+            self.devices = dict(self.devices)
+            count_devices(self.devices, amount.devices, by)
         if by > 0:
             self._came[alloc.id] = alloc
             self._went.discard(alloc.id)

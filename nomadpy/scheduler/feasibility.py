@@ -1,4 +1,5 @@
-"""Which nodes may run a task group, capacity aside: datacenter, pool, drivers, constraints, networks, host volumes.
+"""Which nodes may run a task group, capacity aside: datacenter, pool, drivers, constraints, networks, host volumes,
+devices.
 
 Out: for each node "" or the reason as allocation metrics tell it (`missing drivers`, `${attr.kernel.name} = plan9`).
 Not here: whether there is room (fit.py, placement.py); what other allocations of the job forbid (distinct.py).
@@ -15,6 +16,8 @@ import msgspec
 from nomadpy.models.constraint import Affinity, Constraint
 from nomadpy.models.job import Job, TaskGroup
 from nomadpy.models.node import Node
+from nomadpy.scheduler import devices
+from nomadpy.scheduler.devices import DeviceRequest
 from nomadpy.scheduler.fit import ready_for_placements
 from nomadpy.scheduler.operators import DISTINCT_HOSTS, DISTINCT_PROPERTY, holds
 from nomadpy.scheduler.snapshot import Snapshot
@@ -41,7 +44,7 @@ class Requirements(msgspec.Struct, frozen=True):
     """What a task group asks of a node, gathered from job, group and tasks.
 
     escaped: a constraint looks at something unique to a node, so nodes of one class may differ.
-    unmet: what no node can give since this scheduler does not assign it (devices, CSI volumes); "" when nothing is.
+    unmet: what no node can give since this scheduler does not assign it (CSI volumes); "" when nothing is.
     """
 
     constraints: tuple[Constraint, ...]
@@ -50,6 +53,7 @@ class Requirements(msgspec.Struct, frozen=True):
     host_volumes: tuple[tuple[str, bool], ...]
     escaped: bool
     unmet: str
+    devices: tuple[DeviceRequest, ...] = ()
 
 
 def ready_nodes(snapshot: Snapshot, job: Job) -> ReadyNodes:
@@ -107,6 +111,7 @@ def requirements(job: Job, group: TaskGroup) -> Requirements:
         ),
         escaped=any("unique." in one.l_target or "unique." in one.r_target for one in constraints),
         unmet=_unmet(group),
+        devices=devices.requests(tasks),
     )
 
 
@@ -160,6 +165,10 @@ class Feasibility:
         for mode in self._wanted.network_modes:
             if not _has_network(node, mode):
                 return "missing network"
+        if self._wanted.devices and node.node_resources is not None:
+            offered = devices.device_groups(node.node_resources.devices)
+            if not devices.has(self._wanted.devices, offered):
+                return devices.MISSING
         return ""
 
 
@@ -201,9 +210,7 @@ def resolve(target: str, node: Node) -> str | None:
 
 
 def _unmet(group: TaskGroup) -> str:
-    """Better nowhere than on a node without the device or volume that the tasks count on."""
-    if any(task.resources and task.resources.devices for task in group.tasks or ()):
-        return "missing devices"
+    """Better nowhere than on a node without the volume that the tasks count on."""
     for volume in (group.volumes or {}).values():
         if volume.type == "csi":
             return f"missing CSI Volume {volume.source}"

@@ -1,4 +1,4 @@
-"""Do these allocations fit this node: sums of cpu, memory, disk, cores and ports.
+"""Do these allocations fit this node: sums of cpu, memory, disk, cores, ports and devices.
 
 Used by the scheduler to choose, and by the plan applier to re-check each node of a plan on the newest state.
 """
@@ -14,6 +14,9 @@ from nomadpy.models.lifecycle import TaskLifecycle
 from nomadpy.models.node import Node
 from nomadpy.models.plan import AllocStop, Plan
 from nomadpy.models.resources import AllocatedResources
+from nomadpy.scheduler.cores import numa_nodes
+from nomadpy.scheduler.devices import WHOLE, DeviceGroup, DeviceKey, DeviceUse, device_groups, held
+from nomadpy.scheduler.devices import count as count_devices
 from nomadpy.scheduler.ports import NodePorts
 from nomadpy.scheduler.snapshot import Snapshot
 
@@ -23,12 +26,16 @@ _SERVER_TERMINAL = frozenset({"stop", "evict"})
 
 
 class Amount(msgspec.Struct, frozen=True):
-    """An amount of resources: cpu in MHz, memory and disk in MiB, the ids of cores held alone."""
+    """An amount of resources: cpu in MHz, memory and disk in MiB, the ids of cores held alone, devices.
+
+    Sums of amounts are of tasks that have no devices yet: what a group holds of them is added last.
+    """
 
     cpu: int = 0
     memory_mb: int = 0
     disk_mb: int = 0
     cores: frozenset[int] = _NO_CORES
+    devices: DeviceUse = ()
 
     def plus(self, other: Amount) -> Amount:
         """The sum; cores unite."""
@@ -50,7 +57,7 @@ class Amount(msgspec.Struct, frozen=True):
 
 
 class Capacity(msgspec.Struct, frozen=True):
-    """What a node has for allocations: its total less what it reserves for itself."""
+    """What a node has for allocations: its total less what it reserves for itself. numa: the NUMA node of each core."""
 
     cpu: int
     memory_mb: int
@@ -58,6 +65,8 @@ class Capacity(msgspec.Struct, frozen=True):
     cores: frozenset[int]
     max_allocs: int
     mhz_per_core: int
+    devices: tuple[DeviceGroup, ...] = ()
+    numa: dict[int, int] = {}
 
 
 class FitResult(msgspec.Struct, frozen=True):
@@ -141,11 +150,13 @@ def resources_used(resources: AllocatedResources) -> Amount:
         )
         for name, task in (resources.tasks or {}).items()
     }
+    devices = held((resources.tasks or {}).values())
     lifecycles = resources.task_lifecycles or {}
     if len(tasks) == 1 and not any(lifecycles.values()):
         (only,) = tasks.values()
-        return Amount(only.cpu, only.memory_mb, resources.shared.disk_mb, only.cores)
-    return flatten(tasks, lifecycles, resources.shared.disk_mb)
+        return Amount(only.cpu, only.memory_mb, resources.shared.disk_mb, only.cores, devices)
+    peak = flatten(tasks, lifecycles, resources.shared.disk_mb)
+    return msgspec.structs.replace(peak, devices=devices) if devices else peak
 
 
 def capacity(node: Node) -> Capacity:
@@ -162,7 +173,16 @@ def capacity(node: Node) -> Capacity:
         memory -= keep.memory.memory_mb
         disk -= keep.disk.disk_mb
         cores -= frozenset(keep.cpu.reserved_cpu_cores or ())
-    return Capacity(cpu, memory, disk, cores, node.node_max_allocs, per_core)
+    return Capacity(
+        cpu,
+        memory,
+        disk,
+        cores,
+        node.node_max_allocs,
+        per_core,
+        device_groups(have.devices),
+        numa_nodes(node),
+    )
 
 
 def allocs_fit(node: Node, allocs: Iterable[Allocation]) -> FitResult:
@@ -171,6 +191,7 @@ def allocs_fit(node: Node, allocs: Iterable[Allocation]) -> FitResult:
     ports = NodePorts(node)
     cpu = memory = disk = count = 0
     cores: set[int] = set()
+    devices: dict[DeviceKey, int] = {}
     problem = ""
     for alloc in allocs:
         if terminal(alloc):
@@ -184,6 +205,10 @@ def allocs_fit(node: Node, allocs: Iterable[Allocation]) -> FitResult:
             if not cores.isdisjoint(amount.cores):
                 problem = problem or "cores"
             cores |= amount.cores
+        if amount.devices:
+            count_devices(devices, amount.devices, 1)
+            if any(devices[key] > WHOLE for key, _ in amount.devices):
+                problem = problem or "device oversubscribed"
         problem = ports.add(alloc) or problem
     used = Amount(cpu, memory, disk, frozenset(cores))
     dimension = problem or first_shortage(have, cpu, memory, disk, cores)
@@ -256,9 +281,20 @@ def node_plan_fits(
         if stop.desired_status != "run":
             present.pop(stop.alloc_id, None)
     for alloc in wanted.placements:
+        if alloc.id not in present and not _devices_are_there(node, alloc):
+            return False, "device is not there"
         present[alloc.id] = alloc
     result = allocs_fit(node, present.values())
     return result.ok, result.dimension
+
+
+def _devices_are_there(node: Node, alloc: Allocation) -> bool:
+    """What was chosen on an older snapshot may have been taken out since, or have failed."""
+    devices = usage(alloc).devices
+    if not devices:
+        return True
+    there = {key for group in capacity(node).devices for key in group.keys}
+    return all(key in there for key, _ in devices)
 
 
 def not_ready(node: Node) -> str:

@@ -20,6 +20,9 @@ from nomadpy.models.job import Job
 from nomadpy.models.node import Node
 from nomadpy.models.plan import Plan
 from nomadpy.models.resources import AllocatedResources
+from nomadpy.scheduler.cores import count as count_cores
+from nomadpy.scheduler.devices import DeviceKey
+from nomadpy.scheduler.devices import count as count_devices
 from nomadpy.scheduler.feasibility import ready_nodes
 from nomadpy.scheduler.fit import (
     Amount,
@@ -43,14 +46,19 @@ _STANDINGS_KEPT = 64
 
 
 class NodeRow:
-    """One node: what it has, and what its live allocations take (MHz, MiB, MiB) and how many they are."""
+    """One node: what it has, and what its live allocations take (MHz, MiB, MiB, cores, devices) and how many they are.
 
-    __slots__ = ("count", "cpu", "disk_mb", "have", "memory_mb", "node")
+    cores: how many hold each. devices: thousandths that are taken of each.
+    """
+
+    __slots__ = ("cores", "count", "cpu", "devices", "disk_mb", "have", "memory_mb", "node")
 
     def __init__(self, node: Node, allocs: Iterable[Allocation]) -> None:
         self.node = node
         self.have: Capacity = capacity(node)
         self.cpu = self.memory_mb = self.disk_mb = self.count = 0
+        self.cores: dict[int, int] = {}
+        self.devices: dict[DeviceKey, int] = {}
         for alloc in allocs:
             if not terminal(alloc):
                 self.add(usage(alloc), 1)
@@ -61,6 +69,10 @@ class NodeRow:
         self.memory_mb += by * amount.memory_mb
         self.disk_mb += by * amount.disk_mb
         self.count += by
+        if amount.cores:
+            count_cores(self.cores, amount.cores, by)
+        if amount.devices:
+            count_devices(self.devices, amount.devices, by)
 
 
 class NodeView:
@@ -311,12 +323,13 @@ class NodeTable:
 
 
 def _is_individual(alloc: Allocation) -> bool:
-    """Whether the allocation holds ports or cores, which sums do not tell."""
+    """Whether the allocation holds ports, cores or devices, which sums do not tell."""
     resources = alloc.allocated_resources
     if resources is None:
         return False
     if resources.shared.ports or resources.shared.networks:
         return True
     return any(
-        task.networks or task.cpu.reserved_cores for task in (resources.tasks or {}).values()
+        task.networks or task.cpu.reserved_cores or task.devices
+        for task in (resources.tasks or {}).values()
     )

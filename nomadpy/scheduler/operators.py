@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
+from nomadpy.models.quantities import Quantity, quantity
 from nomadpy.scheduler.versions import satisfies
 
 DISTINCT_HOSTS = "distinct_hosts"
@@ -50,6 +51,23 @@ def holds(operator: str, left: str | None, right: str | None) -> bool:
     return False
 
 
+def amounts_hold(operator: str, left: str | None, right: str | None) -> bool:
+    """As `holds`, but what are quantities (`11 GiB`, `16000 MB`) is compared by amount.
+
+    Amounts of different kinds are never one above the other.
+    """
+    if left is not None and right is not None:
+        one, other = quantity(left), quantity(right)
+        if one is not None and other is not None:
+            if operator in _EQUAL:
+                return one == other
+            if operator in _UNEQUAL:
+                return one != other
+            if operator in _ORDERED:
+                return one.measure == other.measure and _amounts_ordered(operator, one, other)
+    return holds(operator, left, right)
+
+
 def _ordered(operator: str, left: str, right: str) -> bool:
     """Compare as integers when both are, else as floats when both are, else as text."""
     one: int | float | str
@@ -81,3 +99,13 @@ def _compile(pattern: str) -> re.Pattern[str] | None:
         return re.compile(pattern)
     except re.error:
         return None
+
+
+def _amounts_ordered(operator: str, one: Quantity, other: Quantity) -> bool:
+    if operator == "<":
+        return one.amount < other.amount
+    if operator == "<=":
+        return one.amount <= other.amount
+    if operator == ">":
+        return one.amount > other.amount
+    return one.amount >= other.amount

@@ -1,8 +1,8 @@
 """Choose a node for each allocation of one task group, the best of all nodes every time.
 
 How the nodes stand for the group's ask is kept from pass to pass (standing.py); a pass lays over it what its own stops
-and placements and the job's other allocations change, and scores only those nodes. Ports and cores are looked at for
-the chosen node only; a node that lacks them is set aside and the next best is taken.
+and placements and the job's other allocations change, and scores only those nodes. Ports are looked at for the
+chosen node only; a node that lacks them is set aside and the next best is taken.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from nomadpy.scheduler.ask import Grant, GroupAsk
 from nomadpy.scheduler.cluster import Cluster, NodeState
 from nomadpy.scheduler.distinct import DistinctRules, SpreadScore
 from nomadpy.scheduler.feasibility import requirements
-from nomadpy.scheduler.fit import Amount, first_shortage
+from nomadpy.scheduler.fit import Amount
 from nomadpy.scheduler.order import Order
-from nomadpy.scheduler.ports import NoPortError
 from nomadpy.scheduler.ranking import (
     ALLOCATION_SPREAD,
     BINPACK,
+    DEVICES,
     JOB_ANTI_AFFINITY,
     NODE_AFFINITY,
     RESCHEDULE_PENALTY,
     anti_affinity,
     combine,
 )
-from nomadpy.scheduler.refusals import Refusals, summed
+from nomadpy.scheduler.refusals import GrantError, Refusals, summed
 from nomadpy.scheduler.standing import Wanted, standing
 
 _TOP_SCORES = 5
@@ -77,7 +77,7 @@ class GroupPlacer:
             requirements(job, group), tuple(affinities), config.scheduler_algorithm, self.ask
         )
         known = standing(cluster.view, wanted)
-        self._pack = wanted.pack
+        self._packing = wanted.score
         self.feasibility = known.feasibility.copy()
         self._filtered = known.filtered
         self._affinity = known.affinity
@@ -95,8 +95,8 @@ class GroupPlacer:
         # anew for each choice, from the parts that stay: their sum, how many they are, the node's properties.
         self._standing: dict[int, tuple[float, int, tuple[str | None, ...]]] = {}
         self._log_position = len(cluster.log)
-        if self._spread or self._distinct.limits or self.ask.cores:
-            # What stands in the way of one node may depend on any other, or on what runs there.
+        if self._spread or self._distinct.limits:
+            # What stands in the way of one node may depend on any other.
             self._base: list[tuple[float, int]] = []
             self._exhausted = Refusals()
             own = known.feasible
@@ -122,7 +122,9 @@ class GroupPlacer:
                 if choice is not None:
                     return choice
         penalised = [
-            state.index for state in map(self._cluster.get, sorted(penalties)) if state is not None
+            state.index
+            for state in map(self._cluster.get, sorted(penalties))
+            if state is not None and not self._filtered.reason(state.index)
         ]
         self._penalised = frozenset(penalised)
         for index in penalised:
@@ -202,22 +204,22 @@ class GroupPlacer:
     def trial(self, state: NodeState) -> dict[str, float] | None:
         """The parts of the node's score as its state is now, None when it cannot hold one more. Takes nothing."""
         problem = self._distinct.problem(state.node, state.groups) if self._distinct else ""
-        if problem or self._shortage(state):
+        if problem or self.ask.shortage(state):
             return None
         try:
             self.ask.grant(state, self._entropy)
-        except NoPortError:
+        except GrantError:
             return None
         state.forget_ports()
         return self._parts(state.index)
 
     def take(self, state: NodeState, scores: list[NodeScoreMeta]) -> Choice | None:
         """Return the choice of a node as its state is now, with these scores told; None when it does not hold."""
-        if self._shortage(state):
+        if self.ask.shortage(state):
             return None
         try:
             grant = self.ask.grant(state, self._entropy)
-        except NoPortError:
+        except GrantError:
             return None
         metrics = msgspec.structs.replace(self._metrics([]), score_meta_data=scores or None)
         return Choice(state, grant, metrics)
@@ -243,7 +245,7 @@ class GroupPlacer:
     def _grant(self, state: NodeState) -> Grant | None:
         try:
             return self.ask.grant(state, self._entropy)
-        except NoPortError as shortage:
+        except GrantError as shortage:
             self._exhausted.add(state.index, state.node, str(shortage))
             self._retire(state.index)
             return None
@@ -306,7 +308,7 @@ class GroupPlacer:
                 self._excluded.add(index, state.node, problem)
                 self._retire(index)
                 return
-        shortage = self._shortage(state)
+        shortage = self.ask.shortage(state)
         if shortage:
             self._exhausted.add(index, state.node, shortage)
             self._retire(index)
@@ -325,45 +327,29 @@ class GroupPlacer:
         self._own.discard(index)
         self._standing.pop(index, None)
 
-    def _shortage(self, state: NodeState) -> str:
-        amount = self.ask.amount(state.have)
-        have = state.have
-        if self.ask.cores and len(state.free_cores()) < self.ask.cores:
-            return "cores"
-        if have.max_allocs and state.count >= have.max_allocs:
-            return "max allocations exceeded"
-        return first_shortage(
-            have,
-            state.cpu + amount.cpu,
-            state.memory_mb + amount.memory_mb,
-            state.disk_mb + amount.disk_mb,
-        )
-
     def _score(self, index: int) -> float:
         """The average of the parts; `_parts` names them, this is the same without names for speed."""
         state = self._cluster.state(index)
-        amount, have = self.ask.amount(state.have), state.have
-        total = self._pack(
-            state.cpu + amount.cpu, state.memory_mb + amount.memory_mb, have.cpu, have.memory_mb
-        )
+        total = self._packing(state)
         same = state.groups.get(self._group.name, 0)
-        if not same and not self._affinity and not self._penalised and not self._spread:
+        if not (
+            same or self._affinity or self._penalised or self._spread or self.ask.prefers_devices
+        ):
             return total
         return combine(self._parts(index))
 
     def _parts(self, index: int) -> dict[str, float]:
         state = self._cluster.state(index)
-        amount, have = self.ask.amount(state.have), state.have
         parts = {
-            BINPACK: self._pack(
-                state.cpu + amount.cpu, state.memory_mb + amount.memory_mb, have.cpu, have.memory_mb
-            ),
+            BINPACK: self._packing(state),
             JOB_ANTI_AFFINITY: anti_affinity(
                 state.groups.get(self._group.name, 0), self._group.count
             ),
             NODE_AFFINITY: self._affinity.get(index, 0.0),
             RESCHEDULE_PENALTY: -1.0 if index in self._penalised else 0.0,
         }
+        if self.ask.prefers_devices:
+            parts[DEVICES] = self.ask.device_affinity(state)
         if self._spread:
             parts[ALLOCATION_SPREAD] = self._spread.score(self._spread.values(state.node))
         return parts

@@ -12,6 +12,7 @@ from nomadpy.entropy import Entropy
 from nomadpy.models.allocation import Allocation
 from nomadpy.models.node import Node
 from nomadpy.models.resources import NetworkResource, Port, PortMapping
+from nomadpy.scheduler.refusals import GrantError
 
 DEFAULT_HOST_NETWORK = "default"
 DEFAULT_MIN_DYNAMIC_PORT = 20000
@@ -36,8 +37,8 @@ class PortOffer(msgspec.Struct, frozen=True):
     ports: list[PortMapping]
 
 
-class NoPortError(Exception):
-    """The ask cannot be met on this node; the text is the exhausted dimension."""
+class NoPortError(GrantError):
+    """The ports asked for cannot be had on this node."""
 
 
 def parse_ports(text: str) -> frozenset[int]:

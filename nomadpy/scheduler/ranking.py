@@ -19,6 +19,7 @@ JOB_ANTI_AFFINITY = "job-anti-affinity"
 NODE_AFFINITY = "node-affinity"
 RESCHEDULE_PENALTY = "node-reschedule-penalty"
 ALLOCATION_SPREAD = "allocation-spread"
+DEVICES = "devices"
 PREEMPTION = "preemption"
 
 _MAX_FIT = 18.0

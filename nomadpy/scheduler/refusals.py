@@ -5,6 +5,10 @@ from __future__ import annotations
 from nomadpy.models.node import Node
 
 
+class GrantError(Exception):
+    """What is asked cannot be had on this node; the text is the exhausted dimension."""
+
+
 class Refusals:
     """Refusals by the place of the node. Made upon others, it starts with theirs and leaves them as they are."""
 

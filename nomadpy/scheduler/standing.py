@@ -7,16 +7,20 @@ here; a pass lays it over (placement.py).
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import msgspec
 
 from nomadpy.models.constraint import Affinity
-from nomadpy.scheduler.ask import GroupAsk
+from nomadpy.scheduler.ask import GroupAsk, NodeUse
 from nomadpy.scheduler.feasibility import Feasibility, Requirements, affinity_score
-from nomadpy.scheduler.fit import first_shortage
 from nomadpy.scheduler.node_table import NodeRow, NodeView
 from nomadpy.scheduler.order import Order
-from nomadpy.scheduler.ranking import PACK_SCORES, PackScore, pack_score
+from nomadpy.scheduler.ranking import PACK_SCORES, pack_score
 from nomadpy.scheduler.refusals import Refusals
+
+NodeScore = Callable[[NodeUse], float]
+"""A node with what is taken of it, to a score from 0 to 1."""
 
 
 class Wanted(msgspec.Struct, frozen=True):
@@ -28,9 +32,17 @@ class Wanted(msgspec.Struct, frozen=True):
     ask: GroupAsk
 
     @property
-    def pack(self) -> PackScore:
-        """The score of how full, or how empty, a node becomes."""
-        return PACK_SCORES.get(self.algorithm, pack_score)
+    def score(self) -> NodeScore:
+        """The score of what a node becomes with one more, as the algorithm has it."""
+        pack, ask = PACK_SCORES.get(self.algorithm, pack_score), self.ask
+
+        def score(use: NodeUse) -> float:
+            have, amount = use.have, ask.amount(use.have)
+            return pack(
+                use.cpu + amount.cpu, use.memory_mb + amount.memory_mb, have.cpu, have.memory_mb
+            )
+
+        return score
 
     def key(self) -> bytes:
         """Equal for groups whose nodes stand alike."""
@@ -44,7 +56,7 @@ class GroupStanding:
 
     def __init__(self, view: NodeView, wanted: Wanted) -> None:
         self._view = view
-        self._pack = wanted.pack
+        self._packing = wanted.score
         self._ask = wanted.ask
         self.feasibility = Feasibility(wanted.requirements)
         self.filtered = Refusals()
@@ -60,14 +72,11 @@ class GroupStanding:
             self.feasible.append(place)
             if wanted.affinities:
                 self.affinity[place] = affinity_score(wanted.affinities, row.node)
-        self.order = Order()
-        # A group that asks for cores looks at each node's allocations; that is not kept.
-        if not wanted.ask.cores:
-            self.order = Order(
-                (place, self._score(place, view.rows[place]))
-                for place in self.feasible
-                if not self._exhausted(place, view.rows[place])
-            )
+        self.order = Order(
+            (place, self._score(place, view.rows[place]))
+            for place in self.feasible
+            if not self._exhausted(place, view.rows[place])
+        )
 
     def catch_up(self) -> None:
         """Look again at the nodes whose use changed."""
@@ -75,7 +84,7 @@ class GroupStanding:
         if self._read == len(log):
             return
         for place in set(log[self._read :]):
-            if self.filtered.reason(place) or self._ask.cores:
+            if self.filtered.reason(place):
                 continue
             row = self._view.rows[place]
             if self._exhausted(place, row):
@@ -85,16 +94,7 @@ class GroupStanding:
         self._read = len(log)
 
     def _exhausted(self, place: int, row: NodeRow) -> bool:
-        amount, have = self._ask.amount(row.have), row.have
-        if have.max_allocs and row.count >= have.max_allocs:
-            shortage = "max allocations exceeded"
-        else:
-            shortage = first_shortage(
-                have,
-                row.cpu + amount.cpu,
-                row.memory_mb + amount.memory_mb,
-                row.disk_mb + amount.disk_mb,
-            )
+        shortage = self._ask.shortage(row)
         if shortage:
             self.exhausted.add(place, row.node, shortage)
         else:
@@ -102,13 +102,13 @@ class GroupStanding:
         return bool(shortage)
 
     def _score(self, place: int, row: NodeRow) -> float:
-        """Packing, averaged with the affinity where there is one."""
-        amount, have = self._ask.amount(row.have), row.have
-        score = self._pack(
-            row.cpu + amount.cpu, row.memory_mb + amount.memory_mb, have.cpu, have.memory_mb
-        )
+        """Packing, averaged with the affinities where there are any."""
+        score = self._packing(row)
         affinity = self.affinity.get(place, 0.0)
-        return (score + affinity) / 2 if affinity else score
+        devices = self._ask.device_affinity(row) if self._ask.prefers_devices else 0.0
+        if not affinity and not devices:
+            return score
+        return (score + affinity + devices) / (1 + bool(affinity) + bool(devices))
 
 
 def standing(view: NodeView, wanted: Wanted) -> GroupStanding:

@@ -10,16 +10,33 @@ import fnmatch
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable
+from itertools import combinations
+from typing import Any
 
 from nomadpy.models.allocation import Allocation
 from nomadpy.models.constraint import Affinity, Constraint, Spread
 from nomadpy.models.job import Job, TaskGroup
 from nomadpy.models.node import Node
-from nomadpy.models.resources import Resources
+from nomadpy.models.resources import RequestedDevice, Resources
 from nomadpy.models.task import Task
 
 EPSILON = 1e-9
 """Scores closer than this are equal: sums in another order differ in their last digit."""
+
+
+Device = tuple[str, str, str, str]
+"""Vendor, type, model, id."""
+
+
+def devices_of(alloc: Allocation) -> list[tuple[Device, int]]:
+    """The devices that an allocation holds, with the thousandths of each."""
+    assert alloc.allocated_resources is not None
+    return [
+        ((one.vendor, one.type, one.name, device_id), one.share or 1000)
+        for task in (alloc.allocated_resources.tasks or {}).values()
+        for one in task.devices or []
+        for device_id in one.device_ids or []
+    ]
 
 
 def is_over(alloc: Allocation) -> bool:
@@ -233,7 +250,11 @@ class Reference:
                 return name
         if node.node_max_allocs and len(self._there(node)) >= node.node_max_allocs:
             return "max allocations"
-        return self._no_cores(node, group) or self._no_ports(node, group)
+        return (
+            self._no_cores(node, group)
+            or self._no_ports(node, group)
+            or ("" if self._device_choices(node, group) else "devices")
+        )
 
     def _no_cores(self, node: Node, group: TaskGroup) -> str:
         assert node.node_resources is not None
@@ -265,9 +286,94 @@ class Reference:
         free = high - low + 1 - sum(low <= port <= high for port in taken)
         return "dynamic ports" if dynamic > free else ""
 
+    # -- devices ------------------------------------------------------------------------------------------
+
+    def left_of_devices(self, node: Node) -> dict[Device, int]:
+        """Thousandths that are left of each healthy device."""
+        assert node.node_resources is not None
+        left = {
+            (one.vendor, one.type, one.name, instance.id): 1000
+            for one in node.node_resources.devices or []
+            for instance in one.instances or []
+            if instance.healthy
+        }
+        for alloc in self._there(node):
+            for device, share in devices_of(alloc):
+                if device in left:
+                    left[device] -= share
+        return left
+
+    def accepts(self, asked: RequestedDevice, device: Device, node: Node) -> bool:
+        """Whether a device is of the kind that is asked for."""
+        parts = asked.name.split("/")
+        if parts != {1: [device[1]], 2: [*device[:2]], 3: [*device[:3]]}[len(parts)]:
+            return False
+        return all(
+            self._device_fact(one.l_target, device, node) >= int(one.r_target)
+            if one.operand == ">="
+            else self._device_fact(one.l_target, device, node) == one.r_target
+            for one in asked.constraints or []
+        )
+
+    def _device_fact(self, target: str, device: Device, node: Node) -> Any:
+        assert node.node_resources is not None
+        if target == "${device.model}":
+            return device[2]
+        assert target == "${device.attr.memory}"
+        return next(
+            one.attributes["memory"].int_val
+            for one in node.node_resources.devices or []
+            if one.name == device[2] and one.attributes
+        )
+
+    def _device_choices(self, node: Node, group: TaskGroup) -> list[list[Device]]:
+        """Every way to give each request a model of which there is enough: one device of it for each request."""
+        asked = [one for resources in _resources(group) for one in resources.devices or []]
+        found: list[list[Device]] = []
+
+        def search(
+            rest: list[RequestedDevice], left: dict[Device, int], chosen: list[Device]
+        ) -> None:
+            if not rest:
+                found.append(chosen)
+                return
+            one, *others = rest
+            share = one.share or 1000
+            free = [d for d in left if left[d] >= share and self.accepts(one, d, node)]
+            for picked in combinations(free, one.count or 1):
+                if len({device[:3] for device in picked}) == 1:
+                    after = {d: n - share * (d in picked) for d, n in left.items()}
+                    search(others, after, [*chosen, picked[0]])
+
+        search(asked, self.left_of_devices(node), [])
+        return found
+
+    def _device_affinity(self, node: Node, group: TaskGroup) -> float:
+        """The first request gets the model it likes best of those that leave enough for the others, and so on."""
+        asked = [one for resources in _resources(group) for one in resources.devices or []]
+        total = sum(abs(a.weight or 0) for one in asked for a in one.affinities or [])
+        if not total:
+            return 0.0
+        liked = [
+            [
+                sum(
+                    affinity.weight or 0
+                    for affinity in one.affinities or []
+                    if self._device_fact(affinity.l_target, device, node) == affinity.r_target
+                )
+                for one, device in zip(asked, choice, strict=True)
+            ]
+            for choice in self._device_choices(node, group)
+        ]
+        return sum(max(liked)) / total
+
     def collides(self, alloc: Allocation) -> bool:
-        """Whether something on its node already holds a port or a core of the allocation."""
-        others = self._there(self.nodes[alloc.node_id])
+        """Whether something on its node already holds a port, a core or a device of the allocation."""
+        node = self.nodes[alloc.node_id]
+        left = self.left_of_devices(node)
+        if any(left.get(device, 0) < share for device, share in devices_of(alloc)):
+            return True
+        others = self._there(node)
         return any(_held(alloc) & _held(other) for other in others if other.id != alloc.id)
 
     # -- how good it is -----------------------------------------------------------------------------------
@@ -283,6 +389,9 @@ class Reference:
         affinity = self._affinity(node, group)
         if affinity:
             parts.append(affinity)
+        devices = self._device_affinity(node, group)
+        if devices:
+            parts.append(devices)
         spread = self._spread(node, group)
         if spread:
             parts.append(spread)

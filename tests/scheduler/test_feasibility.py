@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 from scheduling_world import (
+    SECOND,
     World,
     constraint,
     dynamic_ports,
@@ -414,3 +415,17 @@ def test_memory_oversubscription_is_given_only_when_enabled() -> None:
         assert alloc.allocated_resources.tasks is not None
         memory = alloc.allocated_resources.tasks["task"].memory
         assert (memory.memory_mb, memory.memory_max_mb) == (100, expected)
+
+
+def test_a_failed_allocation_does_not_return_to_a_node_that_the_new_version_may_not_use() -> None:
+    world = World()
+    world.add_nodes(make_node("old", attributes={"cores": "2"}))
+    job = make_job()
+    world.deploy(job)
+    newer = make_job(constraints=[constraint("${attr.cores}", ">=", "4")])
+    world.deploy(newer)
+    world.report(*world.live(newer), status="failed")
+    world.now += 60 * SECOND
+    decision = world.run(newer)
+    assert decision.queued == {"group": 1}
+    assert world.live(newer) == []

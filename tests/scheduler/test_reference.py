@@ -22,9 +22,15 @@ from scheduling_world import (
 from nomadpy.models.allocation import Allocation
 from nomadpy.models.constraint import Affinity, Spread, SpreadTarget
 from nomadpy.models.job import EphemeralDisk, Job, TaskGroup, VolumeRequest
-from nomadpy.models.node import HostVolumeInfo, Node, NodeReservedMemoryResources
+from nomadpy.models.node import (
+    HostVolumeInfo,
+    Node,
+    NodeDevice,
+    NodeDeviceResource,
+    NodeReservedMemoryResources,
+)
 from nomadpy.models.node import NodeReservedResources as Reserved
-from nomadpy.models.resources import NetworkResource, Port, Resources
+from nomadpy.models.resources import Attribute, NetworkResource, Port, RequestedDevice, Resources
 from nomadpy.scheduler.decision import Decision
 from nomadpy.scheduler.fit import plan_fits_node, terminal
 from nomadpy.scheduler.reconcile_groups import UPDATING
@@ -59,8 +65,48 @@ NETWORKS = [
 ]
 
 
+DEVICES = [
+    RequestedDevice(name="gpu", count=1),
+    RequestedDevice(name="nvidia/gpu", count=2),
+    RequestedDevice(name="gpu", count=1, share=300),
+    RequestedDevice(name="nvidia/gpu/T4", count=1, share=600),
+    RequestedDevice(
+        name="gpu", count=1, constraints=[constraint("${device.attr.memory}", ">=", "20")]
+    ),
+    RequestedDevice(
+        name="gpu",
+        count=1,
+        share=500,
+        affinities=[
+            Affinity(l_target="${device.model}", operand="=", r_target="V100", weight=40),
+            Affinity(l_target="${device.model}", operand="=", r_target="M1", weight=-70),
+        ],
+    ),
+]
+MODELS = [("nvidia", "T4", 16), ("nvidia", "V100", 32), ("amd", "M1", 64)]
+
+
 @st.composite
-def clusters(draw: st.DrawFn) -> list[Node]:
+def device_groups(draw: st.DrawFn) -> list[NodeDeviceResource] | None:
+    """Up to two models of GPUs, some of them broken."""
+    chosen = draw(st.lists(st.sampled_from(MODELS), max_size=2, unique=True))
+    return [
+        NodeDeviceResource(
+            vendor=vendor,
+            type="gpu",
+            name=model,
+            instances=[
+                NodeDevice(id=f"{model}-{number}", healthy=draw(st.integers(0, 5)) > 0)
+                for number in range(draw(st.integers(1, 3)))
+            ],
+            attributes={"memory": Attribute(int_val=memory)},
+        )
+        for vendor, model, memory in chosen
+    ] or None
+
+
+@st.composite
+def clusters(draw: st.DrawFn, with_devices: bool = False) -> list[Node]:
     nodes = []
     for number in range(draw(st.integers(1, 8))):
         node = make_node(
@@ -87,22 +133,27 @@ def clusters(draw: st.DrawFn) -> list[Node]:
                 node.node_resources, min_dynamic_port=20_000, max_dynamic_port=20_002
             )
             node = msgspec.structs.replace(node, node_resources=narrow)
+        if with_devices:
+            assert node.node_resources is not None
+            more = msgspec.structs.replace(node.node_resources, devices=draw(device_groups()))
+            node = msgspec.structs.replace(node, node_resources=more)
         nodes.append(node)
     return nodes
 
 
 @st.composite
-def groups(draw: st.DrawFn, name: str, most: int = 6) -> TaskGroup:
+def groups(draw: st.DrawFn, name: str, with_devices: bool = False) -> TaskGroup:
     resources = Resources(
         cpu=draw(st.integers(1, 900)),
         memory_mb=draw(st.integers(10, 600)),
         cores=draw(st.sampled_from([0, 0, 0, 1, 2])),
+        devices=draw(st.lists(st.sampled_from(DEVICES), max_size=2)) if with_devices else None,
     )
     network = draw(st.sampled_from([None, None, *NETWORKS]))
     spreads = draw(st.lists(st.sampled_from(SPREADS), max_size=2, unique_by=str))
     return make_group(
         name,
-        count=draw(st.integers(1, most)),
+        count=draw(st.integers(1, 6)),
         tasks=[make_task(resources=resources, env=draw(st.sampled_from([None, {"V": "2"}])))],
         networks=[network] if network else None,
         ephemeral_disk=EphemeralDisk(size_mb=300, sticky=draw(st.booleans())),
@@ -123,10 +174,10 @@ def groups(draw: st.DrawFn, name: str, most: int = 6) -> TaskGroup:
 
 
 @st.composite
-def jobs(draw: st.DrawFn, name: str = "job") -> Job:
-    made = [draw(groups("one"))]
+def jobs(draw: st.DrawFn, name: str = "job", with_devices: bool = False) -> Job:
+    made = [draw(groups("one", with_devices))]
     if draw(st.booleans()):
-        made.append(draw(groups("two")))
+        made.append(draw(groups("two", with_devices)))
     return make_job(
         name,
         *made,
@@ -189,6 +240,7 @@ def check_choice(world: World, slow: Reference, group: TaskGroup, alloc: Allocat
             assert alloc.node_id == home.id
             return
     assert alloc.node_id in slow.best(group, penalties)
+    assert not slow.collides(alloc)
 
 
 @settings(max_examples=200, deadline=None)
@@ -233,6 +285,27 @@ def test_every_choice_is_the_references(
             world.stop(others)
             world.run(others)
         decide(world, job)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    nodes=clusters(with_devices=True),
+    made=st.lists(jobs(with_devices=True), min_size=1, max_size=4),
+    algorithm=st.sampled_from(["binpack", "spread", "balanced"]),
+)
+def test_every_choice_of_nodes_with_devices_is_the_references(
+    nodes: list[Node], made: list[Job], algorithm: str
+) -> None:
+    world = World()
+    world.configure(scheduler_algorithm=algorithm)
+    world.add_nodes(*nodes)
+    for number, one in enumerate(made):
+        job = msgspec.structs.replace(one, id=f"job{number}", constraints=None, datacenters=["*"])
+        world.register(job)
+        decide(world, job)
+        if number == 1 and (live := world.live(job)):
+            event("an allocation with devices ends")
+            world.report(live[0], status="complete")
 
 
 def decide(world: World, job: Job) -> Decision:
