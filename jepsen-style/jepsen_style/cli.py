@@ -245,13 +245,13 @@ def _one(chosen: argparse.Namespace, workload: str, nemesis: str) -> _Done:
         agents=agents_for(chosen.agents, workload, nemeses),
         reads=chosen.reads,
         mutation=chosen.mutation,
-        command=_command_of(chosen, workload, nemeses, combined=combined),
+        command=_command_of(chosen, workload, nemesis),
     )
     now = datetime.fromtimestamp(SystemClock().now_ns() / 1e9, UTC)
     run_id = now.strftime("%Y%m%dT%H%M%S-%f")[:-3]
     folder: Path = chosen.out / workload / run_id
     folder.mkdir(parents=True)
-    _say(f"{workload} with {', '.join(nemeses) or 'no faults'}, seed {options.seed}: {folder}")
+    _say(f"{workload} with {nemesis if nemeses else 'no faults'}, seed {options.seed}: {folder}")
     try:
         if chosen.address:
             _run_on(_given(chosen.address), options, folder, run_id, clean=True)
@@ -279,12 +279,9 @@ def _possible(nemeses: list[str], *, given: bool) -> list[str]:
     return [n for n in nemeses if not reasons[n]]
 
 
-def _command_of(
-    chosen: argparse.Namespace, workload: str, nemeses: list[str], *, combined: bool
-) -> str:
+def _command_of(chosen: argparse.Namespace, workload: str, nemesis: str) -> str:
     words = ["python", "jepsen-style/run.py", "--workload", workload]
-    named = [COMBINED, *nemeses] if combined else nemeses
-    words += ["--nemesis", ",".join(named) or "none"]
+    words += ["--nemesis", nemesis]
     words += ["--time-limit", f"{chosen.time_limit:g}", "--concurrency", str(chosen.concurrency)]
     words += ["--seed", str(chosen.seed), "--nodes", str(chosen.nodes)]
     for flag, value, default in (

@@ -20,6 +20,7 @@ CALM_S = (4.0, 8.0)
 # Faults that overlap.
 MOST_AT_ONCE = 3
 NEXT_S = (1.0, 5.0)
+CALM_EVERY = 4
 
 
 class Phase(msgspec.Struct, frozen=True):
@@ -81,7 +82,8 @@ def schedule(seed: int, nemeses: Sequence[str], time_limit_s: float) -> list[Ste
 def overlapping(seed: int, families: Mapping[str, str], time_limit_s: float) -> list[Step]:
     """Faults of different families that overlap, by their beginnings; each nemesis comes before any comes again.
 
-    families: every nemesis with its family. As in `schedule`, nothing strikes at first, and all is undone before the limit.
+    families: every nemesis with its family. As in `schedule`, nothing strikes at first, and all is undone before the limit;
+    after every CALM_EVERY faults there is calm.
     """
     if not families:
         return []
@@ -103,6 +105,9 @@ def overlapping(seed: int, families: Mapping[str, str], time_limit_s: float) -> 
         end = min(now + source.uniform(*FAULT_S), time_limit_s)
         steps.append(Step(free[-1], now, end, f"{seed}/fault-{len(steps)}"))
         now += source.uniform(*NEXT_S)
+        if len(steps) % CALM_EVERY == 0:
+            # A time without any fault, so that not all of a run is without a majority.
+            now = max(now, *(step.end_s for step in steps)) + source.uniform(*CALM_S)
     return steps
 
 

@@ -29,6 +29,7 @@ from nomadpy.demo.client import until
 READY_S = 40.0
 OBSERVE_S = 0.2
 WEIGH_S = 1.0
+CLOCK = "clock"
 
 Say = Callable[[str], None]
 
@@ -154,6 +155,8 @@ class Runner:
         names = self.cluster.names
         self._await_writes()
         self._time = _Time()
+        # What o'clock it was when the run's time began: for the nodes' logs.
+        self._record(SCALES, "info", CLOCK, value=SystemClock().now_ns())
         observers = [
             threading.Thread(
                 target=self._guarded, args=(self._observe, name), name=f"observe-{name}"

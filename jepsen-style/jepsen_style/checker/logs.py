@@ -14,6 +14,7 @@ SIGNS = (
     "AssertionError",
     "raft cannot go on",
     "Task exception was never retrieved",
+    "This is a fault of nomadpy",
 )
 
 

@@ -45,7 +45,7 @@ class Outage(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def outages(history: History) -> list[Outage]:
-    """One for each fault, in the order of their beginnings; none when nothing was written."""
+    """One for each fault that struck alone, in the order of their beginnings; none when nothing was written."""
     calls = [c for c in history.calls() if is_write(c) and c.done.type == "ok"]
     acknowledged = sorted(c.done.time for c in calls)
     if not acknowledged:
@@ -55,6 +55,8 @@ def outages(history: History) -> list[Outage]:
     over = healed[0] if healed else max(history.ops[-1].time, struck[-1][1] if struck else 0)
     found = []
     for number, (begin, end, what) in enumerate(struck):
+        if any(b < end and begin < e for n, (b, e, _) in enumerate(struck) if n != number):
+            continue
         until = struck[number + 1][0] if number + 1 < len(struck) else over
         silence = _silence(acknowledged, begin, until, over)
         up = _all_up(history, begin, max(until, end))
@@ -158,6 +160,6 @@ def check_recovery(history: History) -> Result:
     return Result(
         checker="recovery",
         valid=True,
-        summary=f"longest time without a write, by fault: {told or 'there was none'}",
+        summary=f"longest time without a write, by fault: {told or 'none struck alone'}",
         facts={r.nemesis: msgspec.to_builtins(r) for r in rows},
     )
