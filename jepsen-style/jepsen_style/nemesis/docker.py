@@ -23,7 +23,7 @@ class _DockerFault(Nemesis):
 
 
 class KillDaemon(_DockerFault):
-    """SIGKILL; started again at the end. Containers live on."""
+    """SIGKILL of the Docker daemon, started again later; containers live on."""
 
     def begin(self, source: Entropy) -> str:  # noqa: ARG002
         self._daemon.kill_daemon()
@@ -34,7 +34,7 @@ class KillDaemon(_DockerFault):
 
 
 class StopDaemon(_DockerFault):
-    """SIGSTOP, then SIGCONT: it takes connections and answers none."""
+    """SIGSTOP of the Docker daemon, SIGCONT later; it takes connections and answers none."""
 
     def begin(self, source: Entropy) -> str:  # noqa: ARG002
         self._daemon.pause_daemon()
@@ -71,7 +71,7 @@ class RemoveContainers(_DockerFault):
 
 
 class RemoveImage(_DockerFault):
-    """The image is removed, though containers use it, and some containers are killed, so that it is missed."""
+    """The image is removed, though containers use it; some of them are killed, so that it is missed."""
 
     def begin(self, source: Entropy) -> str:
         self._daemon.remove_image()

@@ -13,6 +13,13 @@ from jepsen_style.nemesis.base import TARGETS, Nemesis, Note, Target
 from jepsen_style.nemesis.clock import Bump, Drift, Strobe
 from jepsen_style.nemesis.corrupt import CorruptAgent, CorruptServer
 from jepsen_style.nemesis.disk import FAULTS, DiskFault
+from jepsen_style.nemesis.docker import (
+    KillContainers,
+    KillDaemon,
+    RemoveContainers,
+    RemoveImage,
+    StopDaemon,
+)
 from jepsen_style.nemesis.membership import GrowShrink, RecoverPeers, Remove, Replace, Transfer
 from jepsen_style.nemesis.packet import PACKETS, WHERE, Packets
 from jepsen_style.nemesis.partition import GRUDGES, Partition
@@ -178,6 +185,16 @@ NEMESES: dict[str, Kind] = {
     "partition-agents": Kind(
         PartitionAgents, "one agent or all cut off from the servers", needs=AGENTS | {"hosts"}
     ),
+    **{
+        f"docker-{fault}": Kind(make, about, needs=AGENTS | {"docker"})
+        for fault, make, about in (
+            ("kill-daemon", KillDaemon, "SIGKILL the Docker daemon, start it again later"),
+            ("stop-daemon", StopDaemon, "SIGSTOP the Docker daemon, SIGCONT later"),
+            ("kill-container", KillContainers, "containers' first processes die"),
+            ("remove-container", RemoveContainers, "containers vanish"),
+            ("remove-image", RemoveImage, "the image vanishes, some of its containers die"),
+        )
+    },
 }
 
 

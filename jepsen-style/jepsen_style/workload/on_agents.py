@@ -8,12 +8,20 @@ from jepsen_style.checker.logs import CANARY
 from jepsen_style.checker.placement import Look, Row
 from jepsen_style.client import Answer, NodeClient, NotDoneError, OutcomeUnknownError
 from jepsen_style.cluster import OwnCluster
+from jepsen_style.docker import PrivateDaemon
 from jepsen_style.processes import live_tasks
 from jepsen_style.workload.base import Outcome, Reads, Workload
 
 QUICK_NODES = 'server {\n  min_heartbeat_ttl      = "1s"\n  heartbeat_grace        = "2s"\n  failover_heartbeat_ttl = "4s"\n}\n'
 """Servers give up an agent within the time of a fault."""
 SLEEP = ["/bin/sleep", "100000"]
+RESTART_SOON = {
+    "Attempts": 20,
+    "Interval": 60_000_000_000,
+    "Delay": 1_000_000_000,
+    "Mode": "delay",
+}
+"""A container that was taken away is back within seconds, on the same agent."""
 ASK_S = 3.0
 TERMINAL = ("complete", "failed", "lost")
 
@@ -119,12 +127,20 @@ class OnAgents(Workload):
         memory_mb: int = 16,
         **group: Any,
     ) -> dict[str, Any]:
-        """A job of one group with one task on raw_exec. group: further fields of the group. Tasks have a secret."""
+        """A job of one group with one task, in a container where the run has Docker, else on raw_exec. Tasks have a secret.
+
+        group: further fields of the group.
+        """
         program, *arguments = command or SLEEP
+        config: dict[str, Any] = {"command": program, "args": arguments}
+        docker = self._cluster.equipment.get(PrivateDaemon.need) if self._cluster else None
+        if isinstance(docker, PrivateDaemon):
+            config.update(image=docker.image, network_mode="none")
+            group = {"RestartPolicy": RESTART_SOON, **group}
         task = {
             "Name": "task",
-            "Driver": "raw_exec",
-            "Config": {"command": program, "args": arguments},
+            "Driver": "docker" if "image" in config else "raw_exec",
+            "Config": config,
             "Env": {"KIT_SECRET": CANARY, **(env or {})},
             "Resources": {"CPU": cpu, "MemoryMB": memory_mb},
             "KillTimeout": 2_000_000_000,
