@@ -6,6 +6,7 @@ Each run has one file, named after its process. What is undone twice does no har
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import subprocess
@@ -116,16 +117,21 @@ def _cgroup(name: str) -> None:
         for file, thawed in (("freezer.state", "THAWED"), ("cgroup.freeze", "0")):
             if (group / file).exists():
                 (group / file).write_text(thawed, encoding="ascii")
-        until(lambda g=group: _emptied(g), seconds=10, what=f"{group} to be empty")  # type: ignore[misc]
-        group.rmdir()
+        until(lambda g=group: _ended(g), seconds=10, what=f"{group} to be empty")  # type: ignore[misc]
 
 
-def _emptied(group: Path) -> bool:
-    pids = (group / "cgroup.procs").read_text(encoding="ascii").split()
-    for pid in pids:
+def _ended(group: Path) -> bool:
+    """Whether it is gone; a process that is on its way out keeps it busy for a moment, though it is no longer told."""
+    for pid in (group / "cgroup.procs").read_text(encoding="ascii").split():
         with contextlib.suppress(ProcessLookupError):
             os.kill(int(pid), signal.SIGKILL)
-    return not pids
+    try:
+        group.rmdir()
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            raise
+        return False
+    return True
 
 
 _UNDO: dict[Kind, Callable[[str], None]] = {
