@@ -18,6 +18,7 @@ from agent.runner.alloc_runner import AllocRunner
 from agent.runner.context import RunnerContext
 from agent.server_list import Backoff
 from agent.services.certificates import NodeProof
+from agent.strays import end_strays
 from nomadpy import logs
 from nomadpy.errors import NomadError, NotFoundError
 from nomadpy.models.allocation import Allocation
@@ -172,6 +173,8 @@ class AllocSync:
             await runner.restored.wait()
         if records:
             log.info("allocations restored", count=len(records))
+        # Before any server is told what runs here, and before any of it is started a second time.
+        await end_strays(self._context.drivers, self._context.directories, self.runners)
         self.restored.set()
 
     # -- pull -------------------------------------------------------------------------------------

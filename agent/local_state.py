@@ -1,9 +1,12 @@
 """What must survive an agent restart: the node's identity, allocations, task records, dynamic node metadata.
 
 Every `put` has reached the disk when it returns (WAL, synchronous FULL); writers that wait at the same time share one
-commit. A file that SQLite finds damaged is moved aside and replaced by an empty one, with an error in the log: the node
+commit. A file that is damaged is moved aside and replaced by an empty one, with an error in the log: the node
 then joins as a new node, and servers replace its allocations. That costs restarts, but an agent that refuses to start costs
 the node, and nothing in the file is a source of truth for the cluster.
+
+SQLite finds damage to its own structure, not to what it holds; so every value carries a checksum of itself and of its key. A row
+that does not add up is left out, with an error in the log; what still runs of it is ended (strays.py).
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+import google_crc32c
 import msgspec
 
 from agent.runner.task_machine import TaskRecord
@@ -25,7 +29,7 @@ from nomadpy.models.allocation import Allocation, AllocDeploymentStatus
 
 log = logs.get(__name__)
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 T = TypeVar("T")
 
@@ -158,6 +162,10 @@ class MemoryState:
         """See LocalState."""
 
 
+class DamagedError(ValueError):
+    """A value is not what was written."""
+
+
 class _Job:
     """Something to do with the database, and who waits for it."""
 
@@ -187,8 +195,12 @@ class SQLiteState:
         await self._put_fact("node", msgspec.msgpack.encode(identity))
 
     async def meta(self) -> dict[str, str | None]:
-        """See LocalState."""
-        raw = await self._fact("meta")
+        """See LocalState. Metadata that is damaged is lost, with an error in the log."""
+        try:
+            raw = await self._fact("meta")
+        except DamagedError as cause:
+            log.error("dynamic metadata lost", error=str(cause))
+            return {}
         return {} if raw is None else msgspec.msgpack.decode(raw, type=dict[str, str | None])
 
     async def put_meta(self, meta: dict[str, str | None]) -> None:
@@ -202,15 +214,22 @@ class SQLiteState:
     async def put_alloc(self, alloc: Allocation, *, since_ns: int) -> None:
         """See LocalState."""
         raw = msgspec.msgpack.encode(alloc)
-        await self._execute(
-            "INSERT INTO allocs (id, alloc, since_ns) VALUES (?, ?, ?)"
-            " ON CONFLICT (id) DO UPDATE SET alloc = excluded.alloc",
-            (alloc.id, raw, since_ns),
-        )
+
+        def work(database: sqlite3.Connection) -> None:
+            found = database.execute("SELECT since_ns FROM allocs WHERE id = ?", (alloc.id,))
+            row = found.fetchone()
+            since = since_ns if row is None else row[0]
+            database.execute(
+                "INSERT INTO allocs (id, alloc, since_ns) VALUES (?, ?, ?)"
+                " ON CONFLICT (id) DO UPDATE SET alloc = excluded.alloc",
+                (alloc.id, _sealed(raw, "alloc", alloc.id, str(since)), since),
+            )
+
+        await self._run(work)
 
     async def put_task(self, alloc_id: str, task: str, record: TaskRecord) -> None:
         """See LocalState. A task of an allocation that is not kept (any more) is not kept either."""
-        raw = msgspec.msgpack.encode(record)
+        raw = _sealed(msgspec.msgpack.encode(record), "task", alloc_id, task)
         await self._execute(
             "INSERT INTO tasks (alloc_id, task, record)"
             " SELECT id, ?, ? FROM allocs WHERE id = ?"
@@ -220,7 +239,9 @@ class SQLiteState:
 
     async def put_health(self, alloc_id: str, health: AllocDeploymentStatus | None) -> None:
         """See LocalState."""
-        raw = None if health is None else msgspec.msgpack.encode(health)
+        raw = (
+            None if health is None else _sealed(msgspec.msgpack.encode(health), "health", alloc_id)
+        )
         await self._execute("UPDATE allocs SET health = ? WHERE id = ?", (raw, alloc_id))
 
     async def delete_alloc(self, alloc_id: str) -> None:
@@ -242,11 +263,13 @@ class SQLiteState:
             row = database.execute("SELECT value FROM facts WHERE name = ?", (name,)).fetchone()
             return None if row is None else bytes(row[0])
 
-        return await self._run(work)
+        raw = await self._run(work)
+        return None if raw is None else _opened(raw, "fact", name)
 
     async def _put_fact(self, name: str, value: bytes) -> None:
         await self._execute(
-            "INSERT OR REPLACE INTO facts (name, value) VALUES (?, ?)", (name, value)
+            "INSERT OR REPLACE INTO facts (name, value) VALUES (?, ?)",
+            (name, _sealed(value, "fact", name)),
         )
 
     async def _execute(self, statement: str, values: tuple[Any, ...]) -> None:
@@ -288,8 +311,9 @@ def _read_allocs(database: sqlite3.Connection) -> list[AllocRecord]:
     tasks: dict[str, dict[str, TaskRecord]] = {}
     for alloc_id, task, raw in database.execute("SELECT alloc_id, task, record FROM tasks"):
         try:
-            record = msgspec.msgpack.decode(raw, type=TaskRecord)
-        except msgspec.MsgspecError as cause:
+            sound = _opened(raw, "task", alloc_id, task)
+            record = msgspec.msgpack.decode(sound, type=TaskRecord)
+        except (msgspec.MsgspecError, DamagedError) as cause:
             log.error("task record unreadable", alloc_id=alloc_id, task=task, error=str(cause))
             continue
         tasks.setdefault(alloc_id, {})[task] = record
@@ -297,19 +321,42 @@ def _read_allocs(database: sqlite3.Connection) -> list[AllocRecord]:
     rows = database.execute("SELECT id, alloc, health, since_ns FROM allocs ORDER BY id")
     for alloc_id, raw, health, since_ns in rows:
         try:
+            sound = _opened(raw, "alloc", alloc_id, str(since_ns))
             record_ = AllocRecord(
-                alloc=msgspec.msgpack.decode(raw, type=Allocation),
+                alloc=msgspec.msgpack.decode(sound, type=Allocation),
                 tasks=tasks.get(alloc_id, {}),
-                health=None
-                if health is None
-                else msgspec.msgpack.decode(health, type=AllocDeploymentStatus),
+                health=None if health is None else _health(alloc_id, health),
                 since_ns=since_ns,
             )
-        except msgspec.MsgspecError as cause:
+        except (msgspec.MsgspecError, DamagedError) as cause:
             log.error("allocation record unreadable", alloc_id=alloc_id, error=str(cause))
             continue
         found.append(record_)
     return found
+
+
+def _health(alloc_id: str, raw: bytes) -> AllocDeploymentStatus:
+    return msgspec.msgpack.decode(_opened(raw, "health", alloc_id), type=AllocDeploymentStatus)
+
+
+def _sealed(value: bytes, *key: str) -> bytes:
+    """The value behind a checksum of its key and itself: four bytes, CRC32C."""
+    return _checksum(value, key) + value
+
+
+def _opened(raw: bytes, *key: str) -> bytes:
+    """The value of what `_sealed` made. Raises DamagedError."""
+    raw = bytes(raw)
+    if _checksum(raw[4:], key) != raw[:4]:
+        raise DamagedError(f"the checksum of {' '.join(key)} does not hold")
+    return raw[4:]
+
+
+def _checksum(value: bytes, key: tuple[str, ...]) -> bytes:
+    # A damaged key need not be text any more.
+    head = "".join(f"{len(part)}:{part}" for part in map(str, key)).encode("utf-8", "replace")
+    total: int = google_crc32c.value(head + b"\0" + value)
+    return total.to_bytes(4, "little")
 
 
 def _open_or_replace(path: Path) -> sqlite3.Connection:
@@ -329,6 +376,7 @@ def _open_or_replace(path: Path) -> sqlite3.Connection:
 
 
 def _open(path: Path) -> sqlite3.Connection:
+    existed = path.exists()
     database = sqlite3.connect(path, timeout=2.0, isolation_level=None, check_same_thread=False)
     try:
         # The file holds the node's secret.
@@ -339,14 +387,61 @@ def _open(path: Path) -> sqlite3.Connection:
         if found != "ok":
             raise sqlite3.DatabaseError(f"quick_check: {found}")
         version = database.execute("PRAGMA user_version").fetchone()[0]
-        if version == 0:
+        if version == 0 and existed:
+            log.error("local state is empty, though the node was here before", path=path)
+        if version == 1:
+            _seal_all(database)
+        elif version == 0:
             script = f"BEGIN; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
             database.executescript(script)
         elif version != SCHEMA_VERSION:
             raise sqlite3.DatabaseError(
                 f"schema version {version}, this agent knows {SCHEMA_VERSION}"
             )
+        _check_identity(database)
     except BaseException:
         database.close()
         raise
     return database
+
+
+def _check_identity(database: sqlite3.Connection) -> None:
+    """Raise DatabaseError when the node's identity is damaged: without it the rest belongs to nobody."""
+    row = database.execute("SELECT value FROM facts WHERE name = 'node'").fetchone()
+    if row is None:
+        return
+    try:
+        msgspec.msgpack.decode(_opened(row[0], "fact", "node"), type=NodeIdentity)
+    except (DamagedError, msgspec.MsgspecError) as cause:
+        raise sqlite3.DatabaseError(f"the node's identity: {cause}") from cause
+
+
+def _seal_all(database: sqlite3.Connection) -> None:
+    """Bring a file of version 1, which had no checksums, to this version."""
+    database.execute("BEGIN IMMEDIATE")
+    try:
+        for name, value in database.execute("SELECT name, value FROM facts").fetchall():
+            database.execute(
+                "UPDATE facts SET value = ? WHERE name = ?", (_sealed(value, "fact", name), name)
+            )
+        rows = database.execute("SELECT id, alloc, health, since_ns FROM allocs").fetchall()
+        for alloc_id, alloc, health, since_ns in rows:
+            database.execute(
+                "UPDATE allocs SET alloc = ?, health = ? WHERE id = ?",
+                (
+                    _sealed(alloc, "alloc", alloc_id, str(since_ns)),
+                    None if health is None else _sealed(health, "health", alloc_id),
+                    alloc_id,
+                ),
+            )
+        found = database.execute("SELECT alloc_id, task, record FROM tasks").fetchall()
+        for alloc_id, task, record in found:
+            database.execute(
+                "UPDATE tasks SET record = ? WHERE alloc_id = ? AND task = ?",
+                (_sealed(record, "task", alloc_id, task), alloc_id, task),
+            )
+        database.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        database.execute("COMMIT")
+    except BaseException:
+        database.execute("ROLLBACK")
+        raise

@@ -7,7 +7,7 @@ agent restart `recover(handle)` must be enough to wait for, signal and stop the 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import msgspec
 
@@ -188,4 +188,15 @@ class Driver(Protocol):
 
     async def close(self) -> None:
         """Release what this agent process holds; tasks go on."""
+        ...
+
+
+@runtime_checkable
+class EndsStrays(Protocol):
+    """A driver whose tasks outlive the agent and can be found by their allocation alone."""
+
+    async def end_strays(self, alloc_id: str, root: str) -> int:
+        """End what runs of an allocation that the agent has forgotten; root: its directory. Returns how many tasks ran.
+
+        Raises DriverError when that cannot be told or done now."""
         ...

@@ -296,6 +296,24 @@ class DockerDriver:
             log.warning("pulling without credentials", image=name, reason=error.message)
             return ""
 
+    async def end_strays(self, alloc_id: str, root: str) -> int:
+        """See EndsStrays: containers named after the allocation and the directories of its tasks."""
+        if self._engine.is_absent():
+            return 0
+        ended = 0
+        for task in await asyncio.to_thread(_directories_in, root):
+            try:
+                facts = await self._engine.inspect(f"{task}-{alloc_id}")
+            except EngineError as error:
+                if error.answer_status == 404:
+                    continue
+                raise
+            if not docker_config.is_of(facts["Config"]["Labels"], alloc_id):
+                continue
+            await self._engine.remove(str(facts["Id"]))
+            ended += bool(facts["State"].get("Running"))
+        return ended
+
     # -- containers ----------------------------------------------------------------------------
 
     async def _create(
@@ -511,3 +529,11 @@ def _prefix(task: TaskConfig) -> str:
 def _position_path(task: TaskConfig) -> str:
     root = os.path.dirname(task.paths.alloc.rstrip("/"))
     return os.path.join(root, STATE_DIR, f"{task.task}.docker-log")
+
+
+def _directories_in(root: str) -> list[str]:
+    try:
+        with os.scandir(root) as entries:
+            return sorted(e.name for e in entries if e.is_dir(follow_symlinks=False))
+    except FileNotFoundError:
+        return []

@@ -152,11 +152,13 @@ def container_name(task: TaskConfig) -> str:
 
 def is_ours(labels: dict[str, str] | None, task: TaskConfig) -> bool:
     """Whether a container with these labels was made for this very task."""
-    found = labels or {}
-    return (
-        found.get(f"{LABEL_PREFIX}alloc_id") == task.alloc_id
-        and found.get(f"{LABEL_PREFIX}task_name") == task.task
-    )
+    named = (labels or {}).get(f"{LABEL_PREFIX}task_name")
+    return is_of(labels, task.alloc_id) and named == task.task
+
+
+def is_of(labels: dict[str, str] | None, alloc_id: str) -> bool:
+    """Whether a container with these labels was made for a task of this allocation."""
+    return (labels or {}).get(f"{LABEL_PREFIX}alloc_id") == alloc_id
 
 
 def _check_policy(config: DockerTaskConfig, policy: DockerPolicy) -> None:

@@ -292,6 +292,10 @@ class DockerEngine:
         except (OSError, TimeoutError) as error:
             raise EngineUnreachableError(f"docker at {self.endpoint}: {error}") from error
 
+    def is_absent(self) -> bool:
+        """Whether there is no daemon on this host at all, not even one that is down for a while."""
+        return self._is_unix() and not os.path.exists(self._path())
+
     def _is_unix(self) -> bool:
         return self.endpoint.startswith(("unix:", "/"))
 

@@ -249,6 +249,15 @@ class RawExecDriver:
         """Nothing is held: every request has its own connection."""
         self._tasks.clear()
 
+    async def end_strays(self, alloc_id: str, root: str) -> int:  # noqa: ARG002
+        """See EndsStrays: whatever the allocation's supervisor wrote down."""
+        client = self._client_of(os.path.join(root, STATE_DIR))
+        ended = 0
+        for key, running in await asyncio.to_thread(client.records):
+            await self._clear(client, key)
+            ended += running
+        return ended
+
     # -- inside --------------------------------------------------------------------------------
 
     def _request(self, task: TaskConfig) -> dict[str, Any]:
@@ -343,7 +352,11 @@ class RawExecDriver:
         return task
 
     def _client(self, task: TaskConfig) -> SupervisorClient:
-        directory = os.path.join(os.path.dirname(task.paths.alloc.rstrip("/")), STATE_DIR)
+        return self._client_of(
+            os.path.join(os.path.dirname(task.paths.alloc.rstrip("/")), STATE_DIR)
+        )
+
+    def _client_of(self, directory: str) -> SupervisorClient:
         client = self._clients.get(directory)
         if client is None:
             folder = cgroups.supervisor_folder(self._hierarchies, self._cgroup_parent)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -146,6 +147,39 @@ def test_a_task_keeps_its_process_over_kill_9_of_the_agent_and_stops_when_told(
     third.until(lambda s: s.get("web/web") == "complete")
     third.kill()
     assert not is_alive(pid)
+
+
+@pytest.mark.parametrize("damage", ["zeros", "row"])
+def test_when_local_state_is_damaged_a_task_is_ended_and_started_anew_and_never_runs_twice(
+    tmp_path: Path, damage: str
+) -> None:
+    script = f"echo $$ > {tmp_path}/pid.new; mv {tmp_path}/pid.new {tmp_path}/pid; exec sleep 600"
+    jobs = [("web", script, "service")]
+    first = AgentProcess(tmp_path, jobs)
+    first.until(lambda s: s.get("web/web") == "running")
+    pid = pid_in(tmp_path / "pid")
+    first.kill()
+    (tmp_path / "pid").unlink()
+    (tmp_path / "done.json").unlink()
+    path = tmp_path / "data" / "client.db"
+    if damage == "zeros":
+        path.write_bytes(bytes(4096))
+        path.with_name("client.db-wal").write_bytes(bytes(4096))
+    else:
+        with sqlite3.connect(path) as database:
+            database.execute("UPDATE allocs SET since_ns = since_ns + 1")
+        database.close()
+    second = AgentProcess(tmp_path, jobs)
+    second.until(lambda s: s.get("web/web") == "running")
+    again = pid_in(tmp_path / "pid")
+    assert again != pid
+    assert not is_alive(pid)
+    assert "tasks of an unknown allocation ended" in (tmp_path / "agent.log").read_text()
+    second.kill()
+    third = AgentProcess(tmp_path, jobs, stop=True)
+    third.until(lambda s: s.get("web/web") == "complete")
+    third.kill()
+    assert not is_alive(again)
 
 
 def test_an_exit_code_is_not_lost_when_the_agent_is_dead_at_the_end(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import sqlite3
 import subprocess
@@ -151,6 +152,131 @@ async def test_a_row_from_another_world_does_not_hide_the_others(tmp_path: Path)
     again = SQLiteState(path)
     assert [record.since_ns for record in await again.allocs()] == [2]
     await again.close()
+
+
+async def filled(path: Path) -> None:
+    state = SQLiteState(path)
+    await exercise(state)
+    await state.put_alloc(allocation(number=3), since_ns=13)
+    await state.put_task(
+        allocation(number=3).id, "task", TaskRecord(state=TaskMachine.fresh(5).state)
+    )
+    await state.put_health(allocation(number=3).id, AllocDeploymentStatus(healthy=True))
+    await state.close()
+
+
+@pytest.mark.parametrize(
+    ("statement", "said"),
+    [
+        ("UPDATE allocs SET alloc = flipped(alloc)", "the checksum of alloc"),
+        ("UPDATE allocs SET since_ns = since_ns + 1", "the checksum of alloc"),
+        ("UPDATE allocs SET health = flipped(health)", "the checksum of health"),
+        ("UPDATE tasks SET record = flipped(record)", "the checksum of task"),
+        ("UPDATE tasks SET task = 'tusk' WHERE task = 'task'", "the checksum of task"),
+        (
+            "UPDATE facts SET value = flipped(value) WHERE name = 'meta'",
+            "the checksum of fact meta",
+        ),
+    ],
+)
+async def test_a_changed_bit_in_a_value_is_found_and_said(
+    tmp_path: Path, statement: str, said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "state.db"
+    await filled(path)
+    whole = {r.alloc.id: r for r in await reopened(path)}
+    for bit in range(0, 160, 7):
+
+        def flipped(value: bytes | None, bit: int = bit) -> bytes | None:
+            if value is None:
+                return None
+            data = bytearray(value)
+            data[bit // 8 % len(data)] ^= 1 << bit % 8
+            return bytes(data)
+
+        with sqlite3.connect(path, isolation_level=None) as database:
+            before = list(database.iterdump())
+            database.create_function("flipped", 1, flipped)
+            database.execute(statement)
+        database.close()
+        caplog.clear()
+        found = {r.alloc.id: r for r in await reopened(path)}
+        assert said in " ".join(str(r.__dict__) for r in caplog.records)
+        for alloc_id, record in found.items():
+            # What is left is what was written.
+            assert record.alloc == whole[alloc_id].alloc
+            assert record.since_ns == whole[alloc_id].since_ns
+            assert all(whole[alloc_id].tasks[n] == t for n, t in record.tasks.items())
+        path.unlink()
+        for suffix in ("-wal", "-shm"):
+            path.with_name(path.name + suffix).unlink(missing_ok=True)
+        with sqlite3.connect(path, isolation_level=None) as database:
+            database.executescript("\n".join(before))
+            database.execute("PRAGMA user_version = 2")
+        database.close()
+
+
+async def reopened(path: Path) -> list[AllocRecord]:
+    state = SQLiteState(path)
+    try:
+        await state.meta()
+        return await state.allocs()
+    finally:
+        await state.close()
+
+
+async def test_a_damaged_identity_is_worth_as_much_as_a_damaged_file(tmp_path: Path) -> None:
+    path = tmp_path / "state.db"
+    await filled(path)
+    with sqlite3.connect(path) as database:
+        database.execute("UPDATE facts SET value = x'00' || value WHERE name = 'node'")
+    database.close()
+    state = SQLiteState(path)
+    assert await state.node() is None
+    assert await state.allocs() == []
+    await state.close()
+    assert path.with_name("state.db.damaged").exists()
+
+
+@pytest.mark.parametrize("seed", range(40))
+async def test_whatever_byte_is_damaged_nothing_false_is_read(tmp_path: Path, seed: int) -> None:
+    path = tmp_path / "state.db"
+    await filled(path)
+    whole = {r.alloc.id: r for r in await reopened(path)}
+    chance = random.Random(seed)
+    data = bytearray(path.read_bytes())
+    place = chance.randrange(len(data))
+    if seed % 3 == 0:
+        data = data[:place]
+    elif seed % 3 == 1:
+        data[place] ^= 1 << chance.randrange(8)
+    else:
+        data[place : place + 512] = bytes(len(data[place : place + 512]))
+    path.write_bytes(data)
+    state = SQLiteState(path)
+    identity = await state.node()
+    assert identity in (None, NodeIdentity(id="n", secret="s"))
+    for record in await state.allocs():
+        assert record.alloc == whole[record.alloc.id].alloc
+        assert all(whole[record.alloc.id].tasks[n] == t for n, t in record.tasks.items())
+    await state.put_node(NodeIdentity(id="n2", secret="s"))
+    await state.put_alloc(allocation(number=9), since_ns=1)
+    await state.close()
+
+
+async def test_a_file_of_the_version_before_checksums_is_taken_over(tmp_path: Path) -> None:
+    path = tmp_path / "state.db"
+    await filled(path)
+    whole = await reopened(path)
+    with sqlite3.connect(path) as database:
+        for table, column in (("facts", "value"), ("allocs", "alloc"), ("allocs", "health"), ("tasks", "record")):  # fmt: skip
+            database.execute(f"UPDATE {table} SET {column} = CAST(substr({column}, 5) AS BLOB)")
+        database.execute("PRAGMA user_version = 1")
+    database.close()
+    assert await reopened(path) == whole
+    state = SQLiteState(path)
+    assert await state.node() == NodeIdentity(id="n", secret="s")
+    await state.close()
 
 
 def test_a_secret_does_not_show_in_the_repr_of_an_identity() -> None:

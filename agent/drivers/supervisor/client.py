@@ -81,6 +81,20 @@ class SupervisorClient:
         except (OSError, ValueError):
             return None
 
+    def records(self) -> list[tuple[str, bool]]:
+        """All tasks that are written down here: (key, whether it has not ended as far as is written)."""
+        try:
+            names = sorted(os.listdir(self._directory))
+        except FileNotFoundError:
+            return []
+        found = []
+        for name in names:
+            key = tasks.key_of(name)
+            record = None if key is None else self.record(key)
+            if key is not None and record is not None:
+                found.append((key, record.get("exit") is None))
+        return found
+
     def forget(self, key: str) -> None:
         """Remove the record of a task whose supervisor has gone."""
         try:

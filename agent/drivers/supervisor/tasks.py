@@ -181,6 +181,11 @@ def record_name(key: str) -> str:
     return f"{key}.json"
 
 
+def key_of(name: str) -> str | None:
+    """The task whose record a file is; None for other files."""
+    return name.removesuffix(".json") if name.endswith(".json") else None
+
+
 def _spec(request: dict[str, Any], mark: str) -> process.Spec:
     names = "argv path env cwd uid gid groups cgroups join oom_score_adj".split()
     return process.Spec(mark=mark, **{name: request[name] for name in names})

@@ -108,6 +108,25 @@ async def test_a_container_runs_with_its_folders_environment_and_labels(
     await driver.close()
 
 
+async def test_containers_of_a_forgotten_allocation_are_removed_and_others_stay(
+    docker_host: str, tmp_path: Path
+) -> None:
+    driver = make_driver(docker_host)
+    task = make_task(tmp_path, "sleep 300")
+    started = await driver.start(task)
+    other = make_driver(docker_host)
+    assert await other.end_strays("another", str(tmp_path)) == 0
+    await driver._engine.inspect(started.handle.state["container_id"])
+    assert await other.end_strays(task.alloc_id, str(tmp_path)) == 1
+    with pytest.raises(TaskNotFoundError):
+        await other.recover(started.handle, task)
+    assert await other.end_strays(task.alloc_id, str(tmp_path)) == 0
+    absent = make_driver(f"unix://{tmp_path}/nothing-here")
+    assert await absent.end_strays(task.alloc_id, str(tmp_path)) == 0
+    for one in (driver, other, absent):
+        await one.close()
+
+
 async def test_the_daemon_is_described_and_an_absent_one_is_undetected(docker_host: str) -> None:
     driver = make_driver(docker_host, allow_privileged=True)
     found = await driver.fingerprint()

@@ -232,6 +232,25 @@ async def test_a_task_whose_supervisor_was_killed_is_lost_and_leaves_no_process(
     await second.destroy(task.id)
 
 
+async def test_what_runs_of_a_forgotten_allocation_is_ended_with_or_without_its_supervisor(
+    tmp_path: Path,
+) -> None:
+    root = str(tmp_path / "a1")
+    handle = start_then_kill_agent(tmp_path, "setsid sleep 300 & sleep 300")
+    assert process.read_stat_alive(handle.state["pid"])
+    driver = make_driver()
+    assert await driver.end_strays("a1", root) == 1
+    assert not process.read_stat_alive(handle.state["pid"])
+    assert await driver.end_strays("a1", root) == 0
+
+    handle = start_then_kill_agent(tmp_path, "sleep 300")
+    supervisor = (await driver._client(make_task(tmp_path, "")).request("ping"))["pid"]
+    os.kill(supervisor, signal.SIGKILL)
+    assert await driver.end_strays("a1", root) == 1
+    await until(lambda: not process.read_stat_alive(handle.state["pid"]), "task ended")
+    assert await driver.end_strays("other", str(tmp_path / "other")) == 0
+
+
 async def test_a_reused_pid_is_not_shot(tmp_path: Path) -> None:
     with subprocess.Popen(["sleep", "300"], start_new_session=True) as bystander:
         record = {
