@@ -29,7 +29,7 @@ from jepsen_style.cluster import Cluster, GivenCluster, OwnCluster
 from jepsen_style.equipment_registry import AGENTS, all_missing
 from jepsen_style.judge import analyze
 from jepsen_style.nemesis.combined import COMBINED
-from jepsen_style.nemesis.registry import NEMESES, expand, of_agents
+from jepsen_style.nemesis.registry import NEMESES, expand, may_overlap, of_agents
 from jepsen_style.runner import Options, Run, Runner, agents_for, own_cluster
 from jepsen_style.serve import Store
 from jepsen_style.suites import FAILED, INVALID, SUITES, UNKNOWN, VALID, Outcome, table
@@ -230,8 +230,11 @@ def _one(chosen: argparse.Namespace, workload: str, nemesis: str) -> _Done:
     combined = COMBINED in nemesis.split(",")
     agents = bool(chosen.agents) or AGENTS in WORKLOADS[workload].needs
     if combined and not named:
-        named = [n for n in NEMESES if agents or not of_agents(n)]
+        named = [n for n in NEMESES if may_overlap(n) and (agents or not of_agents(n))]
     nemeses = _possible(expand(named, agents=agents), given=bool(chosen.address))
+    if combined and not all(map(may_overlap, nemeses)):
+        _say(f"not together with others: {', '.join(n for n in nemeses if not may_overlap(n))}")
+        nemeses = list(filter(may_overlap, nemeses))
     options = Options(
         workload=workload,
         nemeses=nemeses,

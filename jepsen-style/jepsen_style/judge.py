@@ -36,6 +36,7 @@ def analyze(folder: Path, say: Say) -> list[Result]:
 
     Raises OSError and msgspec.MsgspecError when the folder does not hold a run.
     """
+    folder = folder.resolve()
     run = msgspec.json.decode((folder / "run.json").read_bytes(), type=Run)
     history = read_history(folder / "history.jsonl")
     logs = {f.stem: f.read_text(encoding="utf-8") for f in sorted(folder.glob("*.log"))}

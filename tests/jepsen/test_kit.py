@@ -2,27 +2,44 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
+import itertools
 import os
+import socket
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import msgspec
 import pytest
-from histories import call, event, history, read, write
+from histories import MS, call, event, history, read, write
 from hypothesis import given
 from hypothesis import strategies as st
-from jepsen_style import generator, undo
+from jepsen_style import generator, suites, undo
+from jepsen_style.checker.recovery import UNHEALED, Longest, by_nemesis, check_recovery, outages
+from jepsen_style.checker.result import Result
 from jepsen_style.cli import FAILED, main
-from jepsen_style.history import FOREVER, Op, Recorder, read_history
+from jepsen_style.cluster import OwnCluster
+from jepsen_style.equipment import Equipment
+from jepsen_style.equipment_registry import EQUIPMENT, all_missing, equipment_for
+from jepsen_style.history import FOREVER, NEMESIS, OBSERVER, Op, Recorder, read_history
 from jepsen_style.judge import judge
+from jepsen_style.nemesis.base import Nemesis
+from jepsen_style.nemesis.combined import Strikes
 from jepsen_style.nemesis.partition import GRUDGES
-from jepsen_style.nemesis.registry import NEMESES, expand
+from jepsen_style.nemesis.registry import NEMESES, expand, family_of
 from jepsen_style.report import write_index, write_report
 from jepsen_style.runner import Options, Run
+from jepsen_style.serve import MOST_AT_ONCE, Store
+from jepsen_style.workload.registry import WORKLOADS
 
 from nomadpy import mutations
-from nomadpy.entropy import SeededEntropy
+from nomadpy.demo.client import until
+from nomadpy.entropy import Entropy, SeededEntropy
 from nomadpy.errors import ConfigError
 from nomadpy.pki.ca import create_ca
 
@@ -175,3 +192,321 @@ def test_a_mutation_is_refused_on_every_cluster_but_the_kits() -> None:
     with pytest.raises(ConfigError, match="there is no 'typo'"):
         mutations.apply(None, {mutations.VARIABLE: "typo"}, kits)  # type: ignore[arg-type]
     mutations.apply(None, {}, theirs)  # type: ignore[arg-type]
+
+
+@given(seed=st.integers(), limit=st.floats(0, 300), picked=st.sets(st.sampled_from(list(NEMESES))))
+def test_overlapping_faults_are_of_different_families_and_end_before_the_limit(
+    seed: int, limit: float, picked: set[str]
+) -> None:
+    families = {name: family_of(name) for name in sorted(picked)}
+    steps = generator.overlapping(seed, families, limit)
+    assert steps == generator.overlapping(seed, families, limit)
+    for number, step in enumerate(steps):
+        assert generator.GRACE_S <= step.start_s < step.end_s <= limit
+        others = [s for s in steps[:number] if s.end_s > step.start_s]
+        assert len(others) < generator.MOST_AT_ONCE
+        assert families[step.nemesis] not in {families[o.nemesis] for o in others}
+    first = [s.nemesis for s in steps[: len(families)]]
+    assert len(first) == len(set(first))
+
+
+def test_overlapping_faults_overlap_and_leave_times_of_calm() -> None:
+    families = {name: family_of(name) for name in ("kill-one", "pause-one", "partition-one")}
+    for seed in range(10):
+        steps = generator.overlapping(seed, families, 120.0)
+        assert any(b.start_s < a.end_s for a, b in itertools.pairwise(steps))
+        assert any(b.start_s > a.end_s + 3 for a, b in itertools.pairwise(steps))
+
+
+class Fragile(Nemesis):
+    """A fault that tells what is done to it, and may fail."""
+
+    done: ClassVar[list[str]] = []
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def begin(self, source: Entropy) -> str:
+        self.done.append(f"{self._name} begins")
+        if self._name == "fails-to-begin":
+            raise RuntimeError("no such thing")
+        return "somebody"
+
+    def end(self) -> None:
+        self.done.append(f"{self._name} ends")
+        if self._name == "fails-to-end":
+            raise RuntimeError("it stays")
+
+
+def _strike(*steps: generator.Step) -> list[str]:
+    Fragile.done.clear()
+    strikes = Strikes(1, Fragile, lambda: 0, lambda *_: None)
+    strikes.run(steps, lambda _: True)
+    return Fragile.done
+
+
+def test_every_fault_is_undone_whatever_happens_to_the_others() -> None:
+    one = generator.Step("one", 1.0, 9.0, "1/a")
+    assert _strike(one, generator.Step("two", 2.0, 5.0, "1/b")) == [
+        "one begins",
+        "two begins",
+        "two ends",
+        "one ends",
+    ]
+    with pytest.raises(RuntimeError, match="no such thing"):
+        _strike(one, generator.Step("fails-to-begin", 2.0, 5.0, "1/b"))
+    assert Fragile.done[2:] == ["fails-to-begin ends", "one ends"]
+    with pytest.raises(RuntimeError, match="it stays"):
+        _strike(one, generator.Step("fails-to-end", 2.0, 5.0, "1/b"))
+    assert Fragile.done[2:] == ["fails-to-end ends", "one ends"]
+
+
+def test_a_run_that_is_over_undoes_what_has_begun() -> None:
+    Fragile.done.clear()
+    moments = iter([True, False])
+    Strikes(1, Fragile, lambda: 0, lambda *_: None).run(
+        [generator.Step("one", 1.0, 9.0, "1/a")], lambda _: next(moments)
+    )
+    assert Fragile.done == ["one begins", "one ends"]
+
+
+def test_every_plan_of_every_suite_can_be_run_and_the_long_one_leaves_no_nemesis_out() -> None:
+    for plans in suites.SUITES.values():
+        for plan in plans:
+            names = [n for n in plan.nemeses.split(",") if n != "combined"]
+            assert plan.workload in WORKLOADS
+            agents = "agents" in WORKLOADS[plan.workload].needs
+            assert expand(names, agents=agents) or plan.nemeses == "combined"
+    assert len(suites.SUITES["ci"]) == 6
+    struck = {
+        nemesis
+        for plan in suites.SUITES["long"]
+        for nemesis in expand(
+            [n for n in plan.nemeses.split(",") if n != "combined"],
+            agents="agents" in WORKLOADS[plan.workload].needs,
+        )
+    }
+    # What must be found invalid has tests of its own.
+    assert {n for n, kind in NEMESES.items() if not kind.refuted} == struck
+    assert set(WORKLOADS) - {plan.workload for plan in suites.SUITES["long"]} == set()
+
+
+def test_a_suite_ends_with_a_verdict_for_each_run_and_the_longest_outage_for_each_fault(
+    tmp_path: Path,
+) -> None:
+    outage = Longest(
+        nemesis="kill-leader", count=2, silence_s=4.25, after_up_s=None, promised="NOT kept"
+    )
+    results = [
+        Result(checker="perf", valid=True, summary="", facts={"ok_per_s": 512.5}),
+        Result(
+            checker="recovery",
+            valid=True,
+            summary="",
+            facts={"kill-leader": msgspec.to_builtins(outage)},
+        ),
+    ]
+    (tmp_path / "results.json").write_bytes(
+        msgspec.json.encode({"valid": True, "results": results})
+    )
+    ran = suites.Outcome(suites.Plan("register", "kill-leader"), 0, tmp_path)
+    failed = suites.Outcome(suites.Plan("append", "none"), suites.FAILED, None)
+    lines = list(suites.table([ran, failed]))
+    assert lines[1].split() == ["valid", "register", "512.5", "s", "kill-leader"]
+    assert lines[2].split() == ["FAILED", "append", "none"]
+    assert lines[-1].split() == ["kill-leader", "2", "4.25", "s", "-", "NOT", "kept"]
+
+
+def test_an_outage_begins_with_its_fault_and_ends_with_the_next_write() -> None:
+    def wrote(at: int, phase: str = "safety") -> list[Op]:
+        return call(1, at - 1, at, "cas", key="x", cas=0, value=str(at), version=at, phase=phase)
+
+    def said(at: int, who: str) -> list[Op]:
+        return [Op(time=at * MS, type="info", process=OBSERVER, f="leader", node="n1", value=who)]
+
+    happened = history(
+        wrote(900),
+        event(1000, "start", "kill-leader"),
+        said(1100, "?"),
+        # A write that was under way is not the end of it.
+        wrote(1010),
+        wrote(3000),
+        event(4000, "stop", "kill-leader"),
+        said(5000, "n1"),
+        wrote(5200),
+        event(8000, "start", "pause-leader"),
+        wrote(8001),
+        wrote(9900),
+        event(9950, "stop", "pause-leader"),
+        event(10_000, "heal"),
+        wrote(14_000, phase="liveness"),
+    )
+    kill, pause = outages(happened)
+    assert kill.silence_ns == 2801 * MS  # from 5.2 s to the write after the next fault's beginning
+    assert (kill.up_ns, kill.after_up_ns) == (5000 * MS, 200 * MS)
+    assert pause.silence_ns == 1899 * MS
+    assert pause.up_ns == 0
+    [told] = [r for r in by_nemesis([kill]) if r.nemesis == "kill-leader"]
+    assert told.promised == "at most 3 s: kept"
+
+
+def test_overlapping_faults_have_no_outage_of_their_own() -> None:
+    happened = history(
+        call(1, 0, 1, "cas", key="x", cas=0, value="a", version=1),
+        event(10, "start", "kill-one"),
+        event(20, "start", "pause-one"),
+        event(30, "stop", "kill-one"),
+        event(40, "stop", "pause-one"),
+        event(50, "start", "kill-all"),
+        event(60, "stop", "kill-all"),
+    )
+    assert [o.nemesis for o in outages(happened)] == ["kill-all"]
+
+
+def test_a_cluster_that_does_not_come_back_is_invalid() -> None:
+    broken = Op(time=5, type="info", process=NEMESIS, f=UNHEALED, error="no leader")
+    result = check_recovery(history([broken]))
+    assert result.valid is False
+    assert "no leader" in result.offending[0]
+    assert check_recovery(history()).valid is True
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    """A folder of runs on loopback."""
+    folder = tmp_path / "store"
+    (folder / "register" / "one").mkdir(parents=True)
+    (folder / "index.html").write_text("the index")
+    (folder / "register" / "one" / "report.html").write_text("a report")
+    (folder / "register" / "one" / "binary").write_text("no report")
+    (folder / "latest").symlink_to(Path("register") / "one")
+    (tmp_path / "secret.html").write_text("a secret")
+    (folder / "out.html").symlink_to(tmp_path / "secret.html")
+    with Store(folder, 0) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def _ask(store: Store, target: str, method: str = "GET", host: str = "") -> tuple[int, str]:
+    connection = http.client.HTTPConnection(*store.server_address[:2], timeout=10)  # type: ignore[arg-type]
+    connection.putrequest(method, target, skip_host=bool(host))
+    if host:
+        connection.putheader("Host", host)
+    connection.endheaders()
+    answer = connection.getresponse()
+    return answer.status, answer.read().decode()
+
+
+@pytest.mark.real_time
+def test_the_store_serves_reports_and_nothing_outside(store: Store) -> None:
+    assert _ask(store, "/") == (200, "the index")
+    assert _ask(store, "/latest/report.html") == (200, "a report")
+    assert _ask(store, "/", "HEAD") == (200, "")
+    for target in (
+        "/../secret.html",
+        "/%2e%2e/secret.html",
+        "/register/../../secret.html",
+        "//../secret.html",
+        "/out.html",
+        "/latest/binary",
+        "/register",
+        "/nothing.html",
+        "/%00",
+        "secret.html",
+        "/" + "a" * 5000,
+    ):
+        status, body = _ask(store, target)
+        assert status == 404, target
+        assert "secret" not in body.replace("secret.html", "")
+    assert _ask(store, "/", "POST")[0] == 501
+    assert _ask(store, "/", "DELETE")[0] == 501
+    # A name that somebody else made to mean this machine.
+    assert _ask(store, "/", host="elsewhere.example:80")[0] == 421
+
+
+@pytest.mark.real_time
+def test_the_store_takes_only_some_requests_at_a_time(store: Store) -> None:
+    address = ("127.0.0.1", store.server_address[1])
+    with contextlib.ExitStack() as idle:
+        for _ in range(MOST_AT_ONCE):
+            idle.enter_context(socket.create_connection(address)).sendall(b"GET / HTTP/1.1\r\n")
+        until(lambda: _closed(address), seconds=10, what="a request that is turned away")
+    until(lambda: _ask(store, "/")[0] == 200, seconds=10, what="room for a request")
+
+
+def _closed(address: tuple[str, int]) -> bool:
+    with socket.create_connection(address, timeout=1) as one:
+        try:
+            one.sendall(b"GET / HTTP/1.0\r\nHost: 127.0.0.1\r\n\r\n")
+            return one.recv(1) == b""
+        except ConnectionError:
+            return True
+
+
+class Stand(Equipment):
+    """Equipment for tests."""
+
+    need = "stand"
+    about = "a test"
+
+    @classmethod
+    def missing(cls) -> str:
+        return ""
+
+    def up(self, cluster: OwnCluster) -> None: ...
+
+
+class Better(Stand):
+    """Serves two needs."""
+
+    need = "better"
+    gives = frozenset({"stand"})
+
+
+def test_equipment_that_gives_more_takes_the_place_of_what_gives_less(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(EQUIPMENT, "stand", Stand)
+    monkeypatch.setitem(EQUIPMENT, "better", Better)
+    assert equipment_for({"stand"}) == [Stand]
+    assert equipment_for({"stand", "better"}) == [Better]
+    assert equipment_for({"agents", "root"}) == []
+    assert all_missing({"nothing-like-it"}) == "there is no equipment 'nothing-like-it'"
+    assert all_missing({"stand", "agents"}) == ""
+
+
+def test_faults_of_agents_are_meant_only_where_there_are_any() -> None:
+    assert "kill-agent" not in expand(["kill"])
+    assert "kill-agent" in expand(["kill"], agents=True)
+    assert expand(["kill-agent"]) == ["kill-agent"]
+
+
+def test_agents_have_configurations_of_their_own_and_not_the_machines_docker(
+    tmp_path: Path,
+) -> None:
+    cluster = OwnCluster(tmp_path / "c", 1, agents=1, extra={"client": "# for agents\n"})
+    assert (cluster.names, cluster.agent_names) == (["server-1"], ["agent-1"])
+    cluster.prepare()
+    agent = cluster.hosts["agent-1"].config_file.read_text()
+    server = cluster.hosts["server-1"].config_file.read_text()
+    assert 'name      = "agent-1"' in agent
+    assert "# for agents" in agent
+    assert "# for agents" not in server
+    assert "/no-docker" in agent
+    assert "global-client-nomad.pem" in agent
+    assert cluster.hosts["server-1"].rpc in agent
+
+
+def test_undoing_knows_mounts_and_cgroups_that_are_gone_already(tmp_path: Path) -> None:
+    undo.undo(
+        [
+            undo.Undo("mount", str(tmp_path / "no-mount")),
+            undo.Undo("cgroup", str(tmp_path / "no-cgroup")),
+            undo.Undo("netns", "nj-no-such"),
+            undo.Undo("link", "nj-no-such"),
+            undo.Undo("folder", str(tmp_path / "no-folder")),
+        ]
+    )

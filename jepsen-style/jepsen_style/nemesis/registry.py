@@ -34,13 +34,16 @@ class Kind(msgspec.Struct, frozen=True):
     """A nemesis that may be asked for. needs: what it cannot do without, see equipment_registry.py.
 
     family: of two faults of one family, the second waits for the end of the first; "" is the name's first word. Whatever
-    ends processes, or needs them to stay ended, is of the family "processes".
+    ends processes, or needs them to stay ended, is of the family "processes". alone: it must not overlap with others,
+    for together they may do what no server survives. refuted: a run with it must be found invalid.
     """
 
     make: Make
     about: str
     needs: frozenset[str] = frozenset()
     family: str = ""
+    alone: bool = False
+    refuted: bool = False
 
 
 AGENTS = frozenset({"agents"})
@@ -131,6 +134,8 @@ NEMESES: dict[str, Kind] = {
         "fsync does nothing, then a power cut of all: must be found invalid",
         needs=DISK,
         family="processes",
+        alone=True,
+        refuted=True,
     ),
     **{
         f"corrupt-{what}": Kind(
@@ -138,6 +143,7 @@ NEMESES: dict[str, Kind] = {
             about,
             needs=frozenset({"snapshots"}),
             family="processes",
+            alone=True,
         )
         for what, files, damages, about in (
             ("log", "log/segment-*.log", ("flip",), "one bit of a stopped server's log"),
@@ -174,6 +180,7 @@ NEMESES: dict[str, Kind] = {
         RecoverPeers,
         "the majority is lost for good, the rest goes on by peers.json",
         family="processes",
+        alone=True,
     ),
     "kill-agent": Kind(
         KillAgent, "SIGKILL an agent, start it again later", AGENTS, family="agents"
@@ -201,6 +208,11 @@ NEMESES: dict[str, Kind] = {
 def family_of(name: str) -> str:
     """A nemesis' family."""
     return NEMESES[name].family or name.partition("-")[0]
+
+
+def may_overlap(name: str) -> bool:
+    """Whether a nemesis may be at work together with others."""
+    return not NEMESES[name].alone
 
 
 def expand(names: list[str], *, agents: bool = False) -> list[str]:
