@@ -98,6 +98,17 @@ class Preemption(ConfigBlock, frozen=True, kw_only=True):
     service_scheduler_enabled: bool = False
 
 
+class NamespaceShare(ConfigBlock, frozen=True, kw_only=True):
+    weight: float = 1.0
+
+
+class FairShare(ConfigBlock, frozen=True, kw_only=True):
+    """Ours: how the evaluations of several namespaces take turns."""
+
+    mode: str = "weighted"
+    namespace: dict[str, NamespaceShare] = {}
+
+
 class DefaultScheduler(ConfigBlock, frozen=True, kw_only=True):
     """Used once, when a cluster is formed."""
 
@@ -157,6 +168,7 @@ class Server(ConfigBlock, frozen=True, kw_only=True):
     server_join: Join = Join()
     default_scheduler_config: DefaultScheduler = DefaultScheduler()
     plan_rejection_tracker: PlanRejectionTracker = PlanRejectionTracker()
+    fair_share: FairShare = FairShare()
     plan_apply_pipeline: int = 1
     enable_event_broker: bool = True
     event_buffer_size: int = 100

@@ -186,6 +186,17 @@ def _server(config: Config) -> list[str]:
             refuse(
                 "enabled_schedulers", f"names {kind!r}; known are service, batch, system, sysbatch"
             )
+    if server.fair_share.mode not in ("weighted", "dominant", "priority"):
+        refuse(
+            "fair_share.mode",
+            f"must be weighted, dominant or priority, not {server.fair_share.mode!r}",
+        )
+    for namespace, share in server.fair_share.namespace.items():
+        if not 0 < share.weight < float("inf"):
+            refuse(f"fair_share.namespace.{namespace}.weight", "must be above zero")
+    tracker = server.plan_rejection_tracker
+    if tracker.enabled and (tracker.node_threshold <= 0 or tracker.node_window <= 0):
+        refuse("plan_rejection_tracker", "needs a node_threshold and a node_window above zero")
     algorithm = server.default_scheduler_config.scheduler_algorithm
     if algorithm not in SCHEDULER_ALGORITHMS:
         refuse(

@@ -19,7 +19,6 @@ _TUNING = "it has one fixed value in this version"
 _JOIN = "servers are tried again until they answer, without a pause to set"
 _SEARCH = "searches have fixed limits in this version"
 _EVENTS = "the event stream is not part of this version"
-_PREEMPTION = "preemption is not part of this version"
 _UI = "there is no user interface in this version"
 _HOSTNET = "named host networks are not part of this version"
 _SCHED = "it is set through the API: operator scheduler set-config"
@@ -95,7 +94,6 @@ REASONS: dict[str, str] = {
     "server.default_scheduler_config.memory_oversubscription_enabled": _SCHED,
     "server.default_scheduler_config.node_limit_for_feasibility_checks": "every node is considered, always",
     "server.default_scheduler_config.pause_eval_broker": _SCHED,
-    "server.default_scheduler_config.preemption_config": _PREEMPTION,
     "server.default_scheduler_config.reject_job_registration": _SCHED,
     "server.deploy_query_rate_limit": _TUNING,
     "server.enable_event_broker": _EVENTS,
@@ -112,7 +110,6 @@ REASONS: dict[str, str] = {
     "server.num_schedulers": "one worker schedules, on the leader, in this version",
     "server.oidc_issuer": "OIDC discovery is not part of this version",
     "server.plan_apply_pipeline": _TUNING,
-    "server.plan_rejection_tracker": "a node whose plans are rejected stays eligible in this version",
     "server.protocol_version": "there is one protocol",
     "server.raft_boltdb": _RAFT_STORE,
     "server.raft_logstore": _RAFT_STORE,

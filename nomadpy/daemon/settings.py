@@ -17,6 +17,7 @@ from nomadpy.models.node import (
     NodeReservedNetworkResources,
     NodeReservedResources,
 )
+from nomadpy.models.operator import PreemptionConfig
 from nomadpy.raft.config import RaftConfig
 from nomadpy.server.settings import SCHEDULER_TYPES, ServerSettings
 
@@ -35,6 +36,8 @@ def with_port(address: str, port: int) -> str:
 def server_settings(config: Config, server_id: str, rpc: str, http: str) -> ServerSettings:
     """What the server runs by."""
     server = config.server
+    preemption = server.default_scheduler_config.preemption_config
+    tracker = server.plan_rejection_tracker
     join = [*server.server_join.retry_join, *server.server_join.start_join]
     return ServerSettings(
         id=server_id,
@@ -65,6 +68,18 @@ def server_settings(config: Config, server_id: str, rpc: str, http: str) -> Serv
         task_certificate_ttl_s=server.task_certificate_ttl / 1e9,
         state_check_interval_s=server.state_check_interval / 1e9,
         scheduler_algorithm=server.default_scheduler_config.scheduler_algorithm or "binpack",
+        preemption=PreemptionConfig(
+            system_scheduler_enabled=preemption.system_scheduler_enabled,
+            sys_batch_scheduler_enabled=preemption.sysbatch_scheduler_enabled,
+            batch_scheduler_enabled=preemption.batch_scheduler_enabled,
+            service_scheduler_enabled=preemption.service_scheduler_enabled,
+        ),
+        plan_rejection_threshold=tracker.node_threshold if tracker.enabled else 0,
+        plan_rejection_window_s=tracker.node_window / 1e9,
+        fair_share=server.fair_share.mode,
+        namespace_weights={
+            name: share.weight for name, share in server.fair_share.namespace.items()
+        },
     )
 
 

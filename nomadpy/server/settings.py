@@ -6,6 +6,7 @@ import msgspec
 
 from nomadpy import __version__
 from nomadpy.fsm.formats import OWN, Formats
+from nomadpy.models.operator import PreemptionConfig
 
 SCHEDULER_TYPES = ("service", "batch", "system", "sysbatch")
 
@@ -18,7 +19,9 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     root_key_*: see leader/key_rotation.py; root_key_rotation_s 0 never rotates a key by its age.
     task_certificate_ttl_s: life of a task's X.509 certificate. identity_ttl_s: 0 lets default identities live as
     long as their allocation. state_check_interval_s: see state_check.py; 0 never checks. version: Nomad's, whose wire this
-    is; build: this software's own, with the formats of the log that it reads.
+    is; build: this software's own, with the formats of the log that it reads. scheduler_algorithm, preemption: used once,
+    when the cluster is formed. plan_rejection_*: see leader/rejections.py; threshold 0 is off. fair_share: how namespaces
+    take turns at the workers: weighted, dominant (by what each has of the cluster) or priority (fair to none).
     """
 
     id: str
@@ -53,6 +56,11 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     task_certificate_ttl_s: float = 86_400.0
     leader_wait_s: float = 8.0
     scheduler_algorithm: str = "binpack"
+    preemption: PreemptionConfig = PreemptionConfig(system_scheduler_enabled=True)
+    plan_rejection_threshold: int = 0
+    plan_rejection_window_s: float = 300.0
+    fair_share: str = "weighted"
+    namespace_weights: dict[str, float] = {}
     state_check_interval_s: float = 300.0
 
     @property

@@ -1,6 +1,6 @@
 """Evaluations that wait for capacity, and what wakes them.
 
-In:      blocked evaluations; news of nodes that gained room, by computed class.
+In:      blocked evaluations; news of nodes that gained room, by computed class, and of quotas.
 Out:     evaluations that may be able to place now.
 Not here: the order in which they are worked on (eval_broker.py).
 
@@ -9,6 +9,8 @@ class when its constraints escape classes; never missed when capacity came betwe
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 from nomadpy.models.evaluation import Evaluation
 
@@ -24,6 +26,8 @@ class BlockedEvals:
         # computed class -> index at which a node of it last gained room
         self._gained: dict[str, int] = {}
         self._gained_any = 0
+        # quota -> index at which it last got room
+        self._freed: dict[str, int] = {}
 
     def set_enabled(self, enabled: bool) -> None:
         """Off forgets everything."""
@@ -31,6 +35,7 @@ class BlockedEvals:
         if not enabled:
             self._by_job.clear()
             self._gained.clear()
+            self._freed.clear()
             self._gained_any = 0
 
     def block(self, evaluation: Evaluation) -> Evaluation | None:
@@ -61,14 +66,28 @@ class BlockedEvals:
             self._gained.clear()
             self._gained_any = index
         self._gained[computed_class] = index
-        woken = [e for e in self._by_job.values() if _helps(e, computed_class)]
-        for evaluation in woken:
-            del self._by_job[(evaluation.namespace, evaluation.job_id)]
-        return woken
+        return self._take(lambda evaluation: _helps(evaluation, computed_class))
+
+    def unblock_quota(self, quota: str, index: int) -> list[Evaluation]:
+        """A quota got room at `index`; returns who was held up by it, and forgets them."""
+        if not self.enabled:
+            return []
+        self._freed[quota] = index
+        return self._take(lambda evaluation: evaluation.quota_limit_reached == quota)
+
+    def unblock_all(self, index: int) -> list[Evaluation]:
+        """The rules changed at `index` (the scheduler's settings): returns everybody."""
+        if not self.enabled:
+            return []
+        self._gained_any = index
+        return self._take(lambda _: True)
 
     def unblock_failed(self) -> list[Evaluation]:
         """Evaluations that lost the race for plans too often: they are tried again after a while."""
-        woken = [e for e in self._by_job.values() if e.triggered_by == "max-plan-attempts"]
+        return self._take(lambda evaluation: evaluation.triggered_by == "max-plan-attempts")
+
+    def _take(self, chosen: Callable[[Evaluation], bool]) -> list[Evaluation]:
+        woken = [evaluation for evaluation in self._by_job.values() if chosen(evaluation)]
         for evaluation in woken:
             del self._by_job[(evaluation.namespace, evaluation.job_id)]
         return woken
@@ -84,6 +103,8 @@ class BlockedEvals:
     def _missed(self, evaluation: Evaluation) -> bool:
         if self._gained_any > evaluation.snapshot_index:
             return True
+        if evaluation.quota_limit_reached:
+            return self._freed.get(evaluation.quota_limit_reached, 0) > evaluation.snapshot_index
         return any(
             index > evaluation.snapshot_index and _helps(evaluation, name)
             for name, index in self._gained.items()
@@ -91,6 +112,9 @@ class BlockedEvals:
 
 
 def _helps(evaluation: Evaluation, computed_class: str) -> bool:
+    if evaluation.quota_limit_reached:
+        # Nodes are not what it lacks.
+        return False
     if evaluation.escaped_computed_class:
         return True
     eligibility = evaluation.class_eligibility or {}

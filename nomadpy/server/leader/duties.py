@@ -25,7 +25,6 @@ from nomadpy.models.gotime import from_ns
 from nomadpy.models.node import Node, NodeEvent
 from nomadpy.models.operator import (
     AutopilotConfiguration,
-    PreemptionConfig,
     SchedulerConfiguration,
 )
 from nomadpy.pki.keyring import Keyring
@@ -38,11 +37,14 @@ from nomadpy.server.leader.blocked_evals import BlockedEvals
 from nomadpy.server.leader.deployment_watcher import DeploymentWatcher
 from nomadpy.server.leader.drainer import Drainer
 from nomadpy.server.leader.eval_broker import DELIVERY_LIMIT, EvalBroker
+from nomadpy.server.leader.fair_queue import Cost, weighted
 from nomadpy.server.leader.garbage import Garbage
 from nomadpy.server.leader.heartbeats import Heartbeats
 from nomadpy.server.leader.key_rotation import KeyRotation, MakeKey
 from nomadpy.server.leader.plan_applier import PlanApplier
+from nomadpy.server.leader.shares import Shares
 from nomadpy.server.leader.variable_locks import VariableLocks
+from nomadpy.server.settings import ServerSettings
 from nomadpy.server.worker import RunBlocking, Worker
 from nomadpy.state.changes import ChangeSet
 from nomadpy.state.store import Snapshot
@@ -67,7 +69,8 @@ class LeaderDuties:
     ) -> None:
         self._core = core
         self._run_blocking = run_blocking
-        self.broker = EvalBroker()
+        self.shares = Shares()
+        self.broker = EvalBroker(cost=_cost(core.settings, self.shares))
         self.blocked = BlockedEvals()
         self.applier = PlanApplier(core)
         self.heartbeats = Heartbeats(
@@ -105,6 +108,7 @@ class LeaderDuties:
         self.broker.set_enabled(True)
         self.blocked.set_enabled(True)
         try:
+            self.shares.restore(snapshot)
             for evaluation in sorted(snapshot.evals(), key=lambda e: e.create_index):
                 self._take_evaluation(evaluation)
             self.heartbeats.restore([n.id for n in snapshot.nodes() if n.status not in SILENT])
@@ -137,6 +141,8 @@ class LeaderDuties:
         if not self.active:
             return
         self.applier.note(changes)
+        if self._core.settings.fair_share == "dominant":
+            self.shares.note(changes)
         for worker in self._workers:
             worker.note(changes)
         allocs_changed = False
@@ -153,8 +159,10 @@ class LeaderDuties:
             elif change.table == "nodes":
                 self._node_changed(before, after, changes.index)
             elif change.table == "scheduler_config":
-                # The broker may have been let go on.
+                # The broker may have been let go on, and what was refused may be allowed now.
                 self._broker_changed.set()
+                for evaluation in self.blocked.unblock_all(changes.index):
+                    self._enqueue(evaluation)
             elif change.table == "deployments" and after is not None:
                 self.deployments.changed(after.id)
             elif change.table == "variables":
@@ -210,6 +218,7 @@ class LeaderDuties:
             and before.status == "ready"
             and before.scheduling_eligibility == "eligible"
             and before.computed_class == after.computed_class
+            and _offer(before) == _offer(after)
         )
         if usable and not was:
             self._room(after, index)
@@ -320,7 +329,7 @@ class LeaderDuties:
                 if snapshot.scheduler_config().create_index == 0:
                     config = SchedulerConfiguration(
                         scheduler_algorithm=core.settings.scheduler_algorithm,
-                        preemption_config=PreemptionConfig(system_scheduler_enabled=True),
+                        preemption_config=core.settings.preemption,
                     )
                     await core.propose(SchedulerConfigSet(config=config, cas=None))
                 if snapshot.active_root_key() is None:
@@ -331,6 +340,20 @@ class LeaderDuties:
             else:
                 core.metrics.observe_since("nomad.nomad.leader.establish_leadership", started_s)
                 return
+
+
+def _offer(node: Node) -> tuple[object, ...]:
+    """What a node offers and its class does not tell."""
+    drivers = {name: (one.detected, one.healthy) for name, one in (node.drivers or {}).items()}
+    return (node.node_resources, node.reserved_resources, node.host_volumes, drivers)
+
+
+def _cost(settings: ServerSettings, shares: Shares) -> Cost | None:
+    """How namespaces share the workers, by the settings."""
+    if settings.fair_share == "priority":
+        return None
+    by_share = shares.dominant if settings.fair_share == "dominant" else None
+    return weighted(settings.namespace_weights, by_share)
 
 
 def status_when_silent(snapshot: Snapshot, node_id: str) -> str:

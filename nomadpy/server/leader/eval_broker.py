@@ -1,7 +1,8 @@
 """Which evaluation is worked on next: ready, unacknowledged, delayed and failed evaluations.
 
 In:      evaluations with status pending, as state learns of them.
-Out:     to workers, one evaluation of a job at a time, by priority; back again when a worker does not acknowledge.
+Out:     to workers, one evaluation of a job at a time, fairly between namespaces and by priority within one (fair_queue.py);
+         back again when a worker does not acknowledge.
 Not here: evaluations that wait for capacity (blocked_evals.py); writing to the log (duties.py).
 
 Pure: `now` (monotonic seconds) and tokens come in as arguments. Behaviour matched: Nomad's evaluation broker.
@@ -15,6 +16,7 @@ import msgspec
 
 from nomadpy.models.evaluation import Evaluation
 from nomadpy.models.gotime import to_ns
+from nomadpy.server.leader.fair_queue import Cost, Entry, FairQueue
 
 NACK_TIMEOUT_S = 60.0
 DELIVERY_LIMIT = 3
@@ -48,17 +50,20 @@ class EvalBroker:
         nack_timeout_s: float = NACK_TIMEOUT_S,
         delivery_limit: int = DELIVERY_LIMIT,
         max_pending: int = MAX_PENDING,
+        cost: Cost | None = None,
     ) -> None:
+        """cost: of a turn, by which namespaces share the workers; None hands out by priority over all of them."""
         self._nack_timeout_s = nack_timeout_s
         self._delivery_limit = delivery_limit
         self._max_pending = max_pending
         self.overflowed = False
         self.enabled = False
         self._known: dict[str, int] = {}  # evaluation id -> deliveries so far
-        self._ready: dict[str, list[tuple[int, int, str]]] = {}  # type -> heap
+        self._ready = FairQueue(cost)
+        self._newest = 0  # the highest create index so far
         self._evals: dict[str, Evaluation] = {}
         self._owner: dict[tuple[str, str], str] = {}  # job -> the evaluation that holds it
-        self._waiting: dict[tuple[str, str], list[tuple[int, int, str]]] = {}
+        self._waiting: dict[tuple[str, str], list[Entry]] = {}
         self._unacked: dict[str, _Unacked] = {}
         self._delayed: list[tuple[float, str]] = []
         self._failed: dict[str, Evaluation] = {}
@@ -73,7 +78,6 @@ class EvalBroker:
             self.overflowed = False
             for queue in (
                 self._known,
-                self._ready,
                 self._evals,
                 self._owner,
                 self._waiting,
@@ -83,6 +87,8 @@ class EvalBroker:
             ):
                 queue.clear()
             self._delayed.clear()
+            self._ready.clear()
+            self._newest = 0
 
     def enqueue(self, evaluation: Evaluation, *, now: float, now_ns: int) -> None:
         """Take a pending evaluation. One that is known is ignored, unless a worker has it: then it runs again after."""
@@ -136,9 +142,10 @@ class EvalBroker:
         self._known.pop(eval_id, None)
         self._delayed = [entry for entry in self._delayed if entry[1] != eval_id]
         heapq.heapify(self._delayed)
-        for queue in (self._ready.get(evaluation.type, []), self._waiting.get(job, [])):
-            queue[:] = [entry for entry in queue if entry[2] != eval_id]
-            heapq.heapify(queue)
+        self._ready.discard(evaluation.type, evaluation.namespace, eval_id)
+        queue = self._waiting.get(job, [])
+        queue[:] = [entry for entry in queue if entry[2] != eval_id]
+        heapq.heapify(queue)
         if not self._waiting.get(job):
             self._waiting.pop(job, None)
         self._release(evaluation)
@@ -146,17 +153,11 @@ class EvalBroker:
     # -- out --------------------------------------------------------------------------------------
 
     def dequeue(self, types: list[str], token: str, *, now: float) -> Evaluation | None:
-        """Hand out the best ready evaluation of these types; it must be acked with `token` in time."""
-        best: tuple[int, int, str] | None = None
-        best_type = ""
-        for kind in types:
-            queue = self._ready.get(kind)
-            if queue and (best is None or queue[0] < best):
-                best, best_type = queue[0], kind
-        if best is None:
+        """Hand out the next ready evaluation of these types; it must be acked with `token` in time."""
+        eval_id = self._ready.pop(types)
+        if eval_id is None:
             return None
-        heapq.heappop(self._ready[best_type])
-        evaluation = self._evals[best[2]]
+        evaluation = self._evals[eval_id]
         self._known[evaluation.id] += 1
         self._unacked[evaluation.id] = _Unacked(evaluation, token, now + self._nack_timeout_s)
         return evaluation
@@ -220,12 +221,12 @@ class EvalBroker:
 
     def has_ready(self, types: list[str]) -> bool:
         """True when `dequeue` would return something."""
-        return any(self._ready.get(kind) for kind in types)
+        return self._ready.has(types)
 
     def stats(self) -> BrokerStats:
         """Counts for metrics."""
         return BrokerStats(
-            ready=sum(map(len, self._ready.values())),
+            ready=len(self._ready),
             unacked=len(self._unacked),
             pending=sum(map(len, self._waiting.values())),
             delayed=len(self._delayed),
@@ -234,9 +235,13 @@ class EvalBroker:
 
     # -- within -----------------------------------------------------------------------------------
 
-    def _make_ready(self, evaluation: Evaluation) -> None:
+    def _make_ready(self, evaluation: Evaluation, *, behind: bool = False) -> None:
+        """behind: it waited for another one of its job, and now stands behind what is ready; else a job with a thousand
+        evaluations would have all of them before a job with one."""
         job = (evaluation.namespace, evaluation.job_id)
-        entry = (-evaluation.priority, evaluation.create_index, evaluation.id)
+        self._newest = max(self._newest, evaluation.create_index)
+        age = self._newest + 1 if behind else evaluation.create_index
+        entry = (-evaluation.priority, age, evaluation.id)
         owner = self._owner.get(job)
         # Two evaluations of one job at a time would plan the same placements twice.
         if evaluation.job_id and owner is not None and owner != evaluation.id:
@@ -244,7 +249,7 @@ class EvalBroker:
             return
         if evaluation.job_id:
             self._owner[job] = evaluation.id
-        heapq.heappush(self._ready.setdefault(evaluation.type, []), entry)
+        self._ready.push(evaluation.type, evaluation.namespace, entry)
 
     def _release(self, evaluation: Evaluation) -> None:
         job = (evaluation.namespace, evaluation.job_id)
@@ -255,7 +260,7 @@ class EvalBroker:
             _, _, eval_id = heapq.heappop(queue)
             if not queue:
                 del self._waiting[job]
-            self._make_ready(self._evals[eval_id])
+            self._make_ready(self._evals[eval_id], behind=True)
 
     def _give_back(self, evaluation: Evaluation, *, now: float) -> None:
         deliveries = self._known.get(evaluation.id, 0)

@@ -15,15 +15,18 @@ import msgspec
 from nomadpy import logs
 from nomadpy.entropy import Entropy
 from nomadpy.errors import DefiniteError, IndefiniteError, NomadError, NotLeaderError
-from nomadpy.fsm.commands import Noop, PlanResults
+from nomadpy.fsm.commands import NodeEligibility, Noop, PlanResults
+from nomadpy.models import gotime
 from nomadpy.models.allocation import Allocation
 from nomadpy.models.evaluation import Evaluation
+from nomadpy.models.node import NodeEvent
 from nomadpy.models.plan import AllocStop, Plan, PlanOutcome
-from nomadpy.scheduler.fit import NodePlan, plan_by_node, server_terminal, terminal
+from nomadpy.scheduler.fit import NodePlan, not_ready, plan_by_node, server_terminal, terminal
 from nomadpy.scheduler.node_table import NodeTable
 from nomadpy.scheduler.preemption import may_evict
 from nomadpy.server import new_evaluations
 from nomadpy.server.core import Core
+from nomadpy.server.leader.rejections import REASON, SUBSYSTEM, Rejections
 from nomadpy.state.changes import ChangeSet
 from nomadpy.state.store import Snapshot
 
@@ -47,6 +50,11 @@ class PlanApplier:
     def __init__(self, core: Core) -> None:
         self._core = core
         self.table = NodeTable()
+        self.rejections = Rejections(
+            threshold=core.settings.plan_rejection_threshold,
+            window_s=core.settings.plan_rejection_window_s,
+        )
+        self._bad: list[str] = []
         self._queue: collections.deque[_Queued] = collections.deque()
         self._wake = asyncio.Event()
 
@@ -97,6 +105,7 @@ class PlanApplier:
             for queued, _, _ in batch:
                 queued.answer.cancel()
             raise
+        await self._take_out_bad_nodes()
         for (queued, parts, rejected), reason in zip(batch, refused, strict=True):
             if rejected or reason:
                 log.info(
@@ -164,11 +173,47 @@ class PlanApplier:
                         self.table.assume(committed)
                 if rejected:
                     metrics.count("nomad.nomad.plan.node_rejected", len(rejected))
+                    if not _is_outdated(snapshot, plan):
+                        self._count_rejections(snapshot, rejected)
                 parts = [self._with_evaluations(snapshot, one) for one in split_plan(committed)]
                 batch.append((queued, parts, rejected))
         finally:
             self.table.forget_assumed()
         return batch
+
+    def _count_rejections(self, snapshot: Snapshot, node_ids: list[str]) -> None:
+        """A node that should have had room and did not; one that is not ready was refused with reason."""
+        core = self._core
+        for node_id in node_ids:
+            node = snapshot.node(node_id)
+            if node is None or not_ready(node):
+                continue
+            now = core.clock.monotonic()
+            if self.rejections.add(node_id, now=now):
+                self._bad.append(node_id)
+            core.metrics.gauge(
+                "nomad.nomad.plan.rejection_tracker.node_score",
+                self.rejections.score(node_id, now=now),
+                node_id=node_id,
+            )
+
+    async def _take_out_bad_nodes(self) -> None:
+        core = self._core
+        while self._bad:
+            node_id = self._bad.pop()
+            log.warning("node has its plans rejected again and again", node_id=node_id)
+            core.metrics.count("nomad.nomad.plan.rejection_tracker.node_marked_ineligible")
+            event = NodeEvent(
+                message=REASON,
+                subsystem=SUBSYSTEM,
+                timestamp=gotime.from_ns(core.clock.now_ns()),
+            )
+            try:
+                await core.propose(
+                    NodeEligibility(node_id=node_id, eligibility="ineligible", event=event)
+                )
+            except NomadError as error:
+                log.warning("node stays eligible", node_id=node_id, error=error.message)
 
     def _with_evaluations(self, snapshot: Snapshot, plan: Plan) -> Plan:
         """The plan with an evaluation of every job that loses an allocation to it."""
