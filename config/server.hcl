@@ -38,6 +38,16 @@ tls {
   key_file            = "/etc/nomadpy/tls/global-server-nomad-key.pem"
 }
 
+# The leader saves the cluster's state here, and keeps the newest. The files hold secrets.
+snapshot_agent {
+  interval = "1h"
+  retain   = 48
+
+  local_storage {
+    path = "/var/lib/nomadpy-snapshots"
+  }
+}
+
 telemetry {
   prometheus_metrics   = true
   publish_node_metrics = true

@@ -399,6 +399,19 @@ class Limits(ConfigBlock, frozen=True, kw_only=True):
     rpc_max_conns_per_client: int = 100
 
 
+class LocalStorage(ConfigBlock, frozen=True, kw_only=True):
+    path: str = ""
+
+
+class SnapshotAgent(ConfigBlock, frozen=True, kw_only=True):
+    """Snapshots on a schedule, with the names of Nomad Enterprise's `operator snapshot agent`. On where a path is given."""
+
+    interval: Duration = _H
+    retain: int = 30
+    prefix: str = "nomad"
+    local_storage: LocalStorage = LocalStorage()
+
+
 class Autopilot(ConfigBlock, frozen=True, kw_only=True):
     cleanup_dead_servers: bool = True
     server_stabilization_time: Duration = 10 * _S

@@ -11,18 +11,47 @@ from nomadpy.models.operator import SCHEDULER_ALGORITHMS
 
 LOG_LEVELS = ("TRACE", "DEBUG", "INFO", "WARN", "WARNING", "ERROR", "OFF")
 PRIORITY_CAP = 32_766
+SNAPSHOT_INTERVAL_MIN = 1_000_000_000
 
 
 def check(config: Config) -> None:
     """Raise ConfigError that lists everything wrong with the configuration, each with file and line where known."""
     faults = _mode(config) + _names(config) + _server(config) + _client(config) + _ports(config)
-    faults += keyring_faults(config)
+    faults += keyring_faults(config) + _snapshot_agent(config)
     if len(faults) == 1:
         raise ConfigError(faults[0])
     if faults:
         raise ConfigError(
             "the configuration has these faults:\n" + "\n".join(f"  - {fault}" for fault in faults)
         )
+
+
+def _snapshot_agent(config: Config) -> list[str]:
+    if "snapshot_agent" not in config.origins:
+        return []
+    said, faults = config.snapshot_agent, []
+    if not said.local_storage.path:
+        faults.append(
+            f'{config.origin("snapshot_agent")}snapshot_agent says not where: local_storage {{ path = "/a/folder" }}'
+        )
+    elif not said.local_storage.path.startswith("/"):
+        faults.append(
+            f"{config.origin('snapshot_agent.local_storage.path')}snapshot_agent.local_storage.path is "
+            f"{said.local_storage.path!r}, which is not an absolute path"
+        )
+    if said.interval < SNAPSHOT_INTERVAL_MIN:
+        faults.append(
+            f"{config.origin('snapshot_agent.interval')}snapshot_agent.interval is less than a second"
+        )
+    if said.retain < 1:
+        faults.append(
+            f"{config.origin('snapshot_agent.retain')}snapshot_agent.retain must be at least 1"
+        )
+    if not said.prefix or "/" in said.prefix:
+        faults.append(
+            f"{config.origin('snapshot_agent.prefix')}snapshot_agent.prefix {said.prefix!r} cannot begin a file's name"
+        )
+    return faults
 
 
 def check_tls(config: Config) -> list[str]:

@@ -21,6 +21,7 @@ from nomadpy.config.blocks import (
     Ports,
     Rpc,
     Server,
+    SnapshotAgent,
     Telemetry,
     Tls,
     Ui,
@@ -66,6 +67,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     http_api_response_headers: dict[str, str] = {}
     sentinel: dict[str, Any] = {}
     autopilot: Autopilot = Autopilot()
+    snapshot_agent: SnapshotAgent = SnapshotAgent()
     plugin: dict[str, Plugin] = {}
     limits: Limits = Limits()
     audit: dict[str, Any] = {}

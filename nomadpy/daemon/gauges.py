@@ -200,6 +200,7 @@ class ServerGauges:
         self._queues(registry)
         self._raft(registry)
         self._checks(registry)
+        self._snapshots(registry)
         for status, count in self._job_status().items():
             registry.gauge(f"nomad.nomad.job_status.{status}", count)
 
@@ -252,6 +253,12 @@ class ServerGauges:
             ("state_check.differing", len(verdict.odd)),
         ):
             registry.gauge(f"nomad.nomad.{name}", value)
+
+    def _snapshots(self, registry: Registry) -> None:
+        agent = self._server.server.snapshots
+        if agent is not None:
+            registry.gauge("nomad.nomad.snapshot_agent.saved", agent.saved)
+            registry.gauge("nomad.nomad.snapshot_agent.failures_in_a_row", agent.failures_in_a_row)
 
     def _job_status(self) -> dict[str, int]:
         snapshot = self._server.store.snapshot()

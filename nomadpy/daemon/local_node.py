@@ -88,6 +88,8 @@ class LocalNode:
             found["nomad"] = self._nomad()
             found["serf"] = self._serf()
             found["state_check"] = self._server.server.state_check.stats()
+            if self._server.server.snapshots is not None:
+                found["snapshot_agent"] = self._server.server.snapshots.stats()
         if self._agent is not None:
             found["client"] = {**self._agent.stats(), "known_servers": ",".join(self.servers())}
         return found

@@ -19,7 +19,7 @@ from nomadpy.models.node import (
 )
 from nomadpy.models.operator import PreemptionConfig
 from nomadpy.raft.config import RaftConfig
-from nomadpy.server.settings import SCHEDULER_TYPES, ServerSettings
+from nomadpy.server.settings import SCHEDULER_TYPES, ServerSettings, SnapshotSettings
 
 NOMAD_COMPATIBLE = "2.0.0"
 """The version of Nomad whose wire this is; clients that read a version expect to parse one of Nomad's."""
@@ -67,6 +67,7 @@ def server_settings(config: Config, server_id: str, rpc: str, http: str) -> Serv
         job_max_priority=server.job_max_priority,
         task_certificate_ttl_s=server.task_certificate_ttl / 1e9,
         state_check_interval_s=server.state_check_interval / 1e9,
+        snapshots=_snapshots(config),
         scheduler_algorithm=server.default_scheduler_config.scheduler_algorithm or "binpack",
         preemption=PreemptionConfig(
             system_scheduler_enabled=preemption.system_scheduler_enabled,
@@ -80,6 +81,18 @@ def server_settings(config: Config, server_id: str, rpc: str, http: str) -> Serv
         namespace_weights={
             name: share.weight for name, share in server.fair_share.namespace.items()
         },
+    )
+
+
+def _snapshots(config: Config) -> SnapshotSettings | None:
+    said = config.snapshot_agent
+    if not said.local_storage.path:
+        return None
+    return SnapshotSettings(
+        path=said.local_storage.path,
+        interval_s=said.interval / 1e9,
+        retain=said.retain,
+        prefix=said.prefix,
     )
 
 

@@ -43,6 +43,7 @@ from nomadpy.server.endpoints.variables import Variables
 from nomadpy.server.forward import ConnectedNodes, NodeLink, Router
 from nomadpy.server.leader.autopilot import Autopilot
 from nomadpy.server.leader.duties import LeaderDuties
+from nomadpy.server.leader.snapshot_agent import SnapshotAgent
 from nomadpy.server.log_format import LogFormats
 from nomadpy.server.members import Members
 from nomadpy.server.query import Queries
@@ -100,6 +101,11 @@ class Server:
         self.formats = LogFormats(self.core, self.members)
         self.autopilot = Autopilot(self.core, self.members, self.formats)
         self.state_check = StateCheck(self.core, self.members)
+        self.snapshots = (
+            None
+            if settings.snapshots is None
+            else SnapshotAgent(self.core, settings.snapshots, run_blocking)
+        )
         services = Services(
             self.core, self.router, self.queries, self.duties, self.members, self.nodes, keyring
         )
@@ -153,11 +159,15 @@ class Server:
         while True:
             await self._leading.wait()
             async with asyncio.TaskGroup() as leadership:
-                duties = leadership.create_task(self.duties.run(), name="leader-duties")
-                autopilot = leadership.create_task(self.autopilot.run(), name="autopilot")
+                begun = [
+                    leadership.create_task(self.duties.run(), name="leader-duties"),
+                    leadership.create_task(self.autopilot.run(), name="autopilot"),
+                ]
+                if self.snapshots is not None:
+                    begun.append(leadership.create_task(self.snapshots.run(), name="snapshots"))
                 await self._over()
-                duties.cancel()
-                autopilot.cancel()
+                for task in begun:
+                    task.cancel()
 
     async def _over(self) -> None:
         """Wait until this server follows, or its whole state was replaced: the duties then begin anew."""

@@ -11,6 +11,15 @@ from nomadpy.models.operator import PreemptionConfig
 SCHEDULER_TYPES = ("service", "batch", "system", "sysbatch")
 
 
+class SnapshotSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """Snapshots on a schedule: every so many seconds one into the folder `path`, of which the newest `retain` are kept."""
+
+    path: str
+    interval_s: float = 3600.0
+    retain: int = 30
+    prefix: str = "nomad"
+
+
 class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Times in seconds. rpc_address and http_address are the advertised host:port.
 
@@ -62,6 +71,7 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     fair_share: str = "weighted"
     namespace_weights: dict[str, float] = {}
     state_check_interval_s: float = 300.0
+    snapshots: SnapshotSettings | None = None
 
     @property
     def member_name(self) -> str:

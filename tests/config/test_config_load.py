@@ -291,3 +291,20 @@ def test_any_text_is_a_configuration_or_a_config_error(text: str) -> None:
     except ConfigError:
         return
     assert isinstance(config, Config)
+
+
+@pytest.mark.parametrize(
+    ("lines", "fault"),
+    [
+        ([], "says not where"),
+        (['local_storage { path = "here" }'], "not an absolute path"),
+        (['interval = "1ms"', 'local_storage { path = "/a" }'], "less than a second"),
+        (["retain = 0", 'local_storage { path = "/a" }'], "at least 1"),
+        (['prefix = "a/b"', 'local_storage { path = "/a" }'], "cannot begin"),
+    ],
+)
+def test_a_snapshot_agent_that_could_not_work_is_refused_at_the_start(
+    lines: list[str], fault: str
+) -> None:
+    block = "\n".join(["snapshot_agent {", *lines, "}"])
+    assert fault in refused(f"{SERVER}{block}\n")

@@ -20,10 +20,10 @@ from nomadpy.errors import CorruptionError, InvalidRequestError
 from nomadpy.fsm import commands
 from nomadpy.models import calls
 from nomadpy.models.envelope import Answer
-from nomadpy.models.gotime import from_ns
 from nomadpy.rpc.caller import Stream
 from nomadpy.rpc.dispatch import CallContext
 from nomadpy.server.endpoints.base import Services
+from nomadpy.server.snapshot_files import meta_of
 from nomadpy.server.worker import RunBlocking
 from nomadpy.state import archive, persist
 
@@ -58,19 +58,8 @@ class Snapshots:
         core = self._core
         if not request.options.allow_stale:
             await self._queries.consistent()
-        snapshot, term = core.snapshot(), core.raft.term
-        now_ns = core.clock.now_ns()
-        meta = archive.Meta(
-            id=f"{term}-{snapshot.index}-{now_ns // 1_000_000}",
-            index=snapshot.index,
-            term=term,
-            created=from_ns(now_ns),
-            by=core.settings.member_name,
-            servers=[
-                archive.Server(p.id, p.address, "Voter" if votes else "Nonvoter")
-                for p, votes in core.raft.peers()
-            ],
-        )
+        snapshot = core.snapshot()
+        meta = meta_of(core, snapshot)
         with tempfile.TemporaryFile() as file:
 
             def write() -> tuple[int, bytes]:
