@@ -44,6 +44,7 @@ SERVER_MUTATIONS = {
     "index-goes-back": "answer every 10th blocking query with an index that is too small",
     "place-twice": "place every allocation on a second node as well",
     "overcommit": "put every allocation on the first node, whether it fits or not",
+    "skip-fsync": "make nothing durable before it is acknowledged; a power cut shows it",
     "bless-deployment": "call every failed deployment successful",
 }
 AGENT_MUTATIONS = {
