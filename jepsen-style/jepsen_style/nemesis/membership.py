@@ -120,23 +120,31 @@ class GrowShrink(_Membership):
         return before + joined + line + end + rest
 
     def _restore(self) -> None:
-        known = self.voters.peers()
-        for name, spare in self._spares.items():
-            voted = known.get(spare.rpc, {}).get("Voter")
-            self.note(f"voted: {bool(voted)}", name)
-            peer = known.get(spare.rpc)
-            if peer is not None:
+        wanted = {spare.rpc for spare in self._spares.values()}
+        try:
+            until(lambda: self._vote(wanted), seconds=JOIN_S, what="the further servers to vote")
+            for name in self._spares:
+                self.note("votes", name)
+            for name, spare in self._spares.items():
                 until(
-                    lambda p=peer: self._taken_out(p["ID"], p["Address"]),  # type: ignore[misc]
+                    lambda s=spare: self._taken_out(s.rpc),  # type: ignore[misc]
                     seconds=JOIN_S,
                     what=f"{name} to be out",
                 )
-            spare.stop()
-        self._spares = {}
+        finally:
+            for spare in self._spares.values():
+                spare.stop()
+            self._spares = {}
 
-    def _taken_out(self, server_id: str, address: str) -> bool:
-        self.voters.ask("DELETE", "/v1/operator/raft/peer", id=server_id)
-        return address not in self.voters.peers()
+    def _vote(self, wanted: set[str]) -> bool:
+        peers = self.voters.peers()
+        return all(peers.get(address, {}).get("Voter") for address in wanted)
+
+    def _taken_out(self, address: str) -> bool:
+        peers = self.voters.peers()
+        if address in peers:
+            self.voters.ask("DELETE", "/v1/operator/raft/peer", id=peers[address]["ID"])
+        return bool(peers) and address not in peers
 
 
 class Transfer(_Membership):

@@ -35,7 +35,8 @@ class Voters:
             finally:
                 client.close()
             if answer.status == 200:
-                return answer.body if answer.body is not None else True
+                # Some answers are empty.
+                return answer.body or True
         return None
 
     def peers(self) -> dict[str, dict[str, Any]]:
