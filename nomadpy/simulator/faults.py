@@ -30,9 +30,11 @@ KINDS = (
     "drain-node",
     "replace-server",
     "transfer-leadership",
-    "save-snapshot",
+    "restore-snapshot",
     "restore-snapshot",
 )
+SAVES = 0.25
+"""How often an operator saves a snapshot before a fault."""
 UPGRADE = "upgrade-server"
 """Besides KINDS, in worlds that begin with servers of an earlier version."""
 
@@ -56,6 +58,8 @@ class Faults:
             await asyncio.sleep(self._entropy.uniform(1.0, 7.0))
             if stop.is_set():
                 return
+            if not self._saved or self._entropy.uniform(0, 1) < SAVES:
+                await self._save()
             old = any(server.old for server in self._cluster.servers)
             kind = self._entropy.choice([*KINDS, *[UPGRADE] * 3] if old else KINDS)
             self.done.append(kind)
@@ -117,8 +121,6 @@ class Faults:
             await self._ask("Operator.TransferLeadership", request)
         elif kind == UPGRADE:
             await entropy.choice([s for s in cluster.servers if s.old]).upgrade()
-        elif kind == "save-snapshot":
-            await self._save()
         elif kind == "restore-snapshot":
             await self._restore()
         elif kind == "slow-links":
@@ -137,7 +139,6 @@ class Faults:
                 async with server.open("Operator.SnapshotSave", Read()) as stream:
                     pieces = [piece async for piece in _received(stream)]
         except (NomadError, TimeoutError, OSError):
-            self.done.append("save-snapshot-failed")
             return
         self._saved = b"".join(pieces[1:])
 
