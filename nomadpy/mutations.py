@@ -73,6 +73,10 @@ def apply(server: Server, environment: Mapping[str, str], ca_pem: str | None) ->
     log.error("THIS SERVER IS BROKEN ON PURPOSE", mutation=name, effect=MUTATIONS[name])
     if name == "stale-reads":
         _replace(server.queries, "consistent", _nothing)
+    elif name == "skip-fsync":
+        # What the start made durable stays; from here on nothing waits for the disk.
+        for part in (server.raft.journal, server.raft.snapshots):
+            _replace(part, "_fsync", False)
     elif name == "lost-wake":
         _lose_wakes(server)
     elif name == "index-goes-back":
