@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 START_S = 60.0
 STOP_S = 20.0
 ASK_S = 20
+PING_S = 2
 
 _CONTAINERD = """\
 version = 2
@@ -150,7 +151,8 @@ class PrivateDaemon(Equipment):
         if not (self._sockets / "docker.sock").exists():
             return False
         try:
-            with self.client() as client:
+            # A question that came while it was starting is not answered ever.
+            with self.client(PING_S) as client:
                 return bool(client.ping())
         except (docker.errors.DockerException, requests.RequestException, OSError):
             return False
@@ -233,9 +235,9 @@ class PrivateDaemon(Equipment):
         self.image = make_image(Docker(self.endpoint))
 
     @contextlib.contextmanager
-    def client(self) -> Iterator[Any]:
+    def client(self, timeout_s: int = ASK_S) -> Iterator[Any]:
         """The SDK's client for this daemon and no other."""
-        made = docker.DockerClient(base_url=self.endpoint, timeout=ASK_S)
+        made = docker.DockerClient(base_url=self.endpoint, timeout=timeout_s)
         try:
             yield made
         finally:
