@@ -132,16 +132,14 @@ def _named(environment: Mapping[str, str], ca_pem: str | None) -> str:
 
 
 def _lose_wakes(server: Server) -> None:
-    store = server.core.store
-    watch, count = store.watch, itertools.count(1)
+    find, count = server.queries.find, itertools.count(1)
 
-    def broken(keys: Any, callback: Callable[[int], None]) -> Any:
-        watched = [key[1] for key in keys if key[0] == "table"]
-        if watched in (["variables"], ["jobs"]) and next(count) % _SLEEP_EVERY == 0:
-            return watch(keys, lambda _: None)
-        return watch(keys, callback)
+    async def broken(options: Any, watched: Any, read: Any) -> Found:
+        if options.min_index and next(count) % _SLEEP_EVERY == 0:
+            watched = []
+        return await find(options, watched, read)
 
-    _replace(store, "watch", broken)
+    _replace(server.queries, "find", broken)
 
 
 def _go_back(server: Server) -> None:

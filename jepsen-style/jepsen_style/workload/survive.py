@@ -79,21 +79,28 @@ class Survive(OnAgents):
         return [Request(f="look"), *ends]
 
     def _end(self, client: NodeClient, key: str) -> End:
-        """What is known of a job; one that ends by itself is waited for."""
+        """What is known of a job; one that ends by itself, and an agent that is not back yet, are waited for."""
         clock, pause = SystemClock(), threading.Event()
         deadline = clock.monotonic() + self.patience(END_S)
         while True:
-            answer = self.ask(client, f"/v1/job/{self.job_id(key)}/allocations")
-            rows = sorted(answer.body or [], key=lambda row: int(row["CreateIndex"]))
-            over = bool(rows) and (
-                rows[-1]["ClientStatus"] in TERMINAL or rows[-1]["JobType"] == "service"
-            )
-            if over or clock.monotonic() > deadline:
-                break
+            late = clock.monotonic() > deadline
+            try:
+                rows = self._rows(client, key)
+                over = rows[-1]["ClientStatus"] in TERMINAL or rows[-1]["JobType"] == "service"
+                if over or late:
+                    return self._told_of(client, rows)
+            except NotDoneError:
+                if late:
+                    raise
             pause.wait(0.3)
+
+    def _rows(self, client: NodeClient, key: str) -> list[dict[str, Any]]:
+        """A job's allocations, the newest last. Raises NotDoneError when there is none."""
+        answer = self.ask(client, f"/v1/job/{self.job_id(key)}/allocations")
+        rows: list[dict[str, Any]] = answer.body or []
         if not rows:
             raise NotDoneError("it has no allocation")
-        return self._told_of(client, rows)
+        return sorted(rows, key=lambda row: int(row["CreateIndex"]))
 
     def _told_of(self, client: NodeClient, rows: list[dict[str, Any]]) -> End:
         row = rows[-1]
