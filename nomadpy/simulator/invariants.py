@@ -11,7 +11,7 @@ from nomadpy.models.job import Job
 from nomadpy.scheduler.fit import allocs_fit
 from nomadpy.server.state_check import Verdict
 from nomadpy.simulator.cluster import SimCluster, SimServer
-from nomadpy.simulator.workload import Promise
+from nomadpy.simulator.workload import NOWHERE, At, Promise
 from nomadpy.state.changes import ChangeSet
 from nomadpy.state.schema import RESTORED
 from nomadpy.state.store import Snapshot
@@ -22,11 +22,6 @@ OVER = ("complete", "failed", "lost")
 class ViolationError(AssertionError):
     """An invariant is broken."""
 
-
-At = tuple[int, bool]
-"""Where a job is: its generation, and whether it is stopped. One that is not there is at NOWHERE."""
-
-NOWHERE: At = (0, True)
 
 Restores = dict[int, dict[str, At]]
 """For each index at which an operator's snapshot was put in place: where the jobs were in it."""
@@ -229,9 +224,9 @@ def check_promises(snapshot: Snapshot, promises: list[Promise], restores: Restor
     """
     last = max(restores, default=0)
     for promise in promises:
-        possible = list(promise.possible)
+        possible = promise.possible
         if promise.acknowledged_at < last:
-            possible[0] = restores[last].get(promise.job_id, NOWHERE)
+            possible = [restores[last].get(promise.job_id, NOWHERE), *promise.doubts]
         # Who stops a job does not say at which generation: after a restore it may be an earlier one.
         earlier = {jobs[promise.job_id][0] for jobs in restores.values() if promise.job_id in jobs}
         if any(stopped for _, stopped in possible):

@@ -19,29 +19,43 @@ from nomadpy.simulator.cluster import SimCluster
 CALL_TIMEOUT_S = 20.0
 
 
-class Promise(msgspec.Struct):
-    """What one job's owner knows. possible: every (generation, stopped) that the job may be at now, as long as nobody puts
-    an earlier state back; the first of them was acknowledged, at the index acknowledged_at.
+At = tuple[int, bool]
+"""Where a job is: its generation, and whether it is stopped."""
 
+NOWHERE: At = (0, True)
+"""Where a job is that does not exist."""
+
+
+class Promise(msgspec.Struct):
+    """What one job's owner knows: where it was when a server last said yes, at the index acknowledged_at, and where writes
+    without an answer may have put it since.
+
+    Who stops a job does not know at which generation, when writes before it had no answer: `acknowledged` may be several.
     may_wait: that not all of it can be placed is no violation by itself.
     """
 
     job_id: str
     kind: str
-    possible: list[tuple[int, bool]] = []
+    at: list[At] = msgspec.field(default_factory=lambda: [NOWHERE])
+    doubts: list[At] = []
     acknowledged: int = 0
     acknowledged_at: int = 0
     may_wait: bool = False
 
-    def acknowledge(self, generation: int, *, stopped: bool, index: int) -> None:
+    @property
+    def possible(self) -> list[At]:
+        """Everywhere that the job may be now, as long as nobody puts an earlier state back."""
+        return [*self.at, *self.doubts]
+
+    def acknowledge(self, at: list[At], *, index: int) -> None:
         """The server said yes: nothing older can be the truth any more."""
-        self.possible = [(generation, stopped)]
+        self.at, self.doubts = at, []
         self.acknowledged += 1
         self.acknowledged_at = index
 
-    def doubt(self, generation: int, *, stopped: bool) -> None:
+    def doubt(self, at: list[At]) -> None:
         """No answer: it may have happened, or may yet."""
-        self.possible.append((generation, stopped))
+        self.doubts = [*self.doubts, *(one for one in at if one not in self.doubts)]
 
 
 class User:
@@ -51,7 +65,7 @@ class User:
         self._cluster = cluster
         self._entropy = entropy
         kind = "batch" if number % 4 == 3 else "service"
-        self.promise = Promise(job_id=f"job-{number}", kind=kind, possible=[(0, True)])
+        self.promise = Promise(job_id=f"job-{number}", kind=kind, at=[NOWHERE])
         self._generation = 0
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -69,7 +83,7 @@ class User:
         """With the world healed: one last change that must be acknowledged, so that no doubt is left."""
         for _ in range(20):
             await self._change_job()
-            if len(self.promise.possible) == 1:
+            if not self.promise.doubts:
                 return
             await asyncio.sleep(1.0)
         raise AssertionError(f"{self.promise.job_id}: no write was acknowledged after healing")
@@ -80,38 +94,37 @@ class User:
         await self._write(
             "Job.Register",
             JobWrite(job=job, options=self._options()),
-            self._generation,
-            stopped=False,
+            [(self._generation, False)],
         )
 
     async def _stop_job(self) -> None:
         request = JobDeregister(job_id=self.promise.job_id, options=self._options())
-        current = max(generation for generation, _ in self.promise.possible)
-        await self._write("Job.Deregister", request, current, stopped=True)
+        generations = sorted({generation for generation, _ in self.promise.possible})
+        stopped = [(generation, True) for generation in generations]
+        await self._write("Job.Deregister", request, stopped)
 
     def _options(self) -> WriteOptions:
         return WriteOptions(request_id=self._entropy.uuid())
 
-    async def _write(
-        self, method: str, request: msgspec.Struct, generation: int, *, stopped: bool
-    ) -> None:
+    async def _write(self, method: str, request: msgspec.Struct, at: list[At]) -> None:
         live = self._cluster.live()
         if not live:
             return
         server = self._entropy.choice(live).process
         assert server is not None
         # A server that is crashed meanwhile never answers; its callers cannot know what became of their write.
-        self.promise.doubt(generation, stopped=stopped)
+        before = self.promise.doubts
+        self.promise.doubt(at)
         try:
             async with asyncio.timeout(CALL_TIMEOUT_S):
                 answer = await server.server.call(method, request)
         except (TimeoutError, IndefiniteError):
             return
         except NomadError:
-            self.promise.possible.remove((generation, stopped))
+            self.promise.doubts = before
             return
         assert isinstance(answer, Answer)
-        self.promise.acknowledge(generation, stopped=stopped, index=answer.index)
+        self.promise.acknowledge(at, index=answer.index)
 
     def _job(self, generation: int) -> dict[str, Any]:
         batch = self.promise.kind == "batch"
