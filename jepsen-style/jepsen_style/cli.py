@@ -199,10 +199,13 @@ def _test_all(words: list[str]) -> int:
     parser.add_argument("--suite", choices=list(SUITES), default="ci", help="which list of runs")
     chosen = parser.parse_args(words)
     limit, concurrency = chosen.time_limit, chosen.concurrency
+    reads, mutation = chosen.reads, chosen.mutation
     outcomes = []
     for plan in SUITES[chosen.suite]:
         chosen.time_limit = plan.seconds if limit is None else limit
         chosen.concurrency = plan.clients or concurrency
+        chosen.reads = plan.reads if plan.reads != "default" else reads
+        chosen.mutation = plan.mutation or mutation
         code, folder = _one(chosen, plan.workload, plan.nemeses)
         outcomes.append(Outcome(plan, code, folder))
     _say("")

@@ -10,18 +10,37 @@ import msgspec
 from jepsen_style.checker.recovery import Longest
 from jepsen_style.checker.result import Result
 from jepsen_style.report import Verdicts
+from jepsen_style.workload.base import Reads
 
 VALID, INVALID, UNKNOWN, FAILED = 0, 1, 2, 3
 WORDS = {VALID: "valid", INVALID: "INVALID", UNKNOWN: "unknown", FAILED: "FAILED"}
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """One run of a suite. nemeses: as --nemesis takes them. seconds: of work under faults. clients: 0 for the usual number."""
+    """One run of a suite. nemeses: as --nemesis takes them. seconds: of work under faults. clients: 0 for the usual number.
+
+    mutation, reads: what is broken on purpose; refuted: the run must be found invalid.
+    """
 
     workload: str
     nemeses: str
     seconds: float = 60.0
     clients: int = 0
+    mutation: str = ""
+    reads: Reads = "default"
+    refuted: bool = False
+
+    @property
+    def told(self) -> str:
+        """The faults, and what is broken."""
+        broken = (
+            [self.mutation] if self.mutation else ["stale reads"] if self.reads == "stale" else []
+        )
+        return (
+            " + ".join([self.nemeses, *broken])
+            if self.nemeses != "none" or not broken
+            else broken[0]
+        )
 
 
 # Whatever is promised about outages of writes, one fault at a time: 12 clients over the 8 keys.
@@ -56,6 +75,32 @@ SUITES: dict[str, tuple[Plan, ...]] = {
         Plan("append", "combined,kill,pause,partition,packet,clock,disk-slow"),
     ),
     "quorum": tuple(Plan("register", name, clients=12) for name in _QUORUM),
+    # A kit that always says "valid" proves nothing: each of these must be found invalid.
+    "proofs": (
+        Plan("register", "none", 10.0, reads="stale", refuted=True),
+        Plan("register", "lying-disks", 30.0, refuted=True),
+        *(
+            Plan(workload, nemeses, seconds, mutation=mutation, refuted=True)
+            for workload, nemeses, seconds, mutation in (
+                ("register", "none", 10.0, "stale-reads"),
+                ("register", "none", 10.0, "drop-acknowledged-write"),
+                ("register", "none", 10.0, "ignore-check-and-set"),
+                ("register", "power-all", 30.0, "skip-fsync"),
+                ("lock", "none", 20.0, "double-lock"),
+                ("lock", "none", 20.0, "no-fence"),
+                ("jobs-set", "none", 10.0, "lose-job"),
+                ("blocking", "none", 20.0, "lost-wake"),
+                ("blocking", "none", 10.0, "index-goes-back"),
+                ("placement", "none", 20.0, "place-twice"),
+                ("capacity", "none", 20.0, "overcommit"),
+                ("deployments", "none", 30.0, "bless-deployment"),
+                ("survive", "kill-agent", 30.0, "forget-task"),
+                ("leaks", "none", 20.0, "leak-process"),
+                ("leaks", "none", 20.0, "leak-dir"),
+                ("placement", "none", 20.0, "print-secret"),
+            )
+        ),
+    ),
     # Every nemesis with a workload that it could hurt; tests hold that none is missing.
     "long": (
         Plan("register", "kill", 120.0),
@@ -98,11 +143,25 @@ SUITES: dict[str, tuple[Plan, ...]] = {
 
 
 class Outcome(msgspec.Struct, frozen=True):
-    """What came of one plan. folder: None when there was no run."""
+    """What came of one plan. verdict: the run's. folder: None when there was no run."""
 
     plan: Plan
-    code: int
+    verdict: int
     folder: Path | None
+
+    @property
+    def code(self) -> int:
+        """The verdict on the plan: one that must be refuted, and was, is valid."""
+        if self.plan.refuted and self.verdict in (VALID, INVALID):
+            return VALID if self.verdict == INVALID else INVALID
+        return self.verdict
+
+    @property
+    def word(self) -> str:
+        """The same for people."""
+        if self.plan.refuted and self.verdict in (VALID, INVALID):
+            return "refuted" if self.verdict == INVALID else "NOT FOUND"
+        return WORDS[self.verdict]
 
 
 def table(outcomes: Sequence[Outcome]) -> Iterator[str]:
@@ -115,11 +174,11 @@ def table(outcomes: Sequence[Outcome]) -> Iterator[str]:
             if result.checker == "perf":
                 rate = f"{result.facts.get('ok_per_s', '')}"
                 silence = f"{result.facts.get('longest_write_outage_s', '')} s"
-            if result.checker == "recovery" and "combined" not in outcome.plan.nemeses:
+            if result.checker == "recovery":
                 for name, facts in result.facts.items():
                     outages.setdefault(name, []).append(msgspec.convert(facts, Longest))
         plan = outcome.plan
-        rows.append((WORDS[outcome.code], plan.workload, rate, silence, plan.nemeses))
+        rows.append((outcome.word, plan.workload, rate, silence, plan.told))
     yield from _aligned(rows)
     if outages:
         yield ""

@@ -276,7 +276,7 @@ def test_every_plan_of_every_suite_can_be_run_and_the_long_one_leaves_no_nemesis
             names = [n for n in plan.nemeses.split(",") if n != "combined"]
             assert plan.workload in WORKLOADS
             agents = "agents" in WORKLOADS[plan.workload].needs
-            assert expand(names, agents=agents) or plan.nemeses == "combined"
+            assert expand(names, agents=agents) or plan.nemeses in ("combined", "none")
     assert len(suites.SUITES["ci"]) == 6
     struck = {
         nemesis
@@ -288,6 +288,9 @@ def test_every_plan_of_every_suite_can_be_run_and_the_long_one_leaves_no_nemesis
     }
     # What must be found invalid has tests of its own.
     assert {n for n, kind in NEMESES.items() if not kind.refuted} == struck
+    refuted = {n for n, kind in NEMESES.items() if kind.refuted}
+    assert refuted <= {p.nemeses for p in suites.SUITES["proofs"]}
+    assert set(mutations.MUTATIONS) == {p.mutation for p in suites.SUITES["proofs"]} - {""}
     assert set(WORKLOADS) - {plan.workload for plan in suites.SUITES["long"]} == set()
 
 
@@ -310,6 +313,11 @@ def test_a_suite_ends_with_a_verdict_for_each_run_and_the_longest_outage_for_eac
         msgspec.json.encode({"valid": True, "results": results})
     )
     ran = suites.Outcome(suites.Plan("register", "kill-leader"), 0, tmp_path)
+    proof = suites.Plan("register", "none", mutation="stale-reads", refuted=True)
+    found, missed = (suites.Outcome(proof, verdict, None) for verdict in (1, 0))
+    assert [found.code, missed.code] == [0, 1]
+    assert [found.word, missed.word] == ["refuted", "NOT FOUND"]
+    assert suites.Outcome(proof, suites.FAILED, None).code == suites.FAILED
     failed = suites.Outcome(suites.Plan("append", "none"), suites.FAILED, None)
     lines = list(suites.table([ran, failed]))
     assert lines[1].split() == ["valid", "register", "512.5", "s", "kill-leader"]

@@ -77,6 +77,11 @@ def check_perf(history: History) -> Result:
     )
 
 
+def _reached(call: Call) -> bool:
+    """Whether a write was done, or refused by whoever knows what is there: both take a leader with a majority."""
+    return call.done.type == "ok" or call.done.version is not None
+
+
 def check_liveness(history: History, nodes: Sequence[str]) -> Result:
     """After all faults are undone every node must answer a write."""
     calls = [c for c in history.calls() if c.invoke.phase == "liveness" and is_write(c)]
@@ -85,11 +90,11 @@ def check_liveness(history: History, nodes: Sequence[str]) -> Result:
     silent = [
         node
         for node in nodes
-        if not any(c.done.type == "ok" for c in calls if c.invoke.node == node)
+        if not any(_reached(c) for c in calls if c.invoke.node == node)
     ]
     asked = {c.invoke.node for c in calls}
     if not silent:
-        first = min(c.done.time for c in calls if c.done.type == "ok")
+        first = min(c.done.time for c in calls if _reached(c))
         healed = [op.time for op in history.events(NEMESIS) if op.f == "heal"]
         began = healed[0] if healed else min(c.start_ns for c in calls)
         return Result(
