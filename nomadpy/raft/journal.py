@@ -322,7 +322,8 @@ class Journal:
             magic, version, first_index = _SEGMENT.unpack_from(data)
             if magic == _SEGMENT_MAGIC and version > _VERSION:
                 raise CorruptionError(
-                    f"{path}: written in format {version}, this program knows {_VERSION}; use the newer program"
+                    f"{path}: written in format {version}, this program knows {_VERSION}; use the newer program. "
+                    f"If there is no such program, byte 4 and those behind it are damaged. {_ADVICE}"
                 )
             if magic == _SEGMENT_MAGIC and version == _VERSION:
                 good = _SEGMENT.size

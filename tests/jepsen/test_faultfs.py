@@ -555,6 +555,18 @@ def test_a_lying_disk_says_yes_and_forgets(mount: Mount) -> None:
 
 
 @needs_fuse
+def test_a_disk_that_lies_no_more_has_written_what_it_lied_about(mount: Mount) -> None:
+    mount.ask("fault", operations=["fsync", "fsyncdir"], lie=True)
+    (mount.mounted_at / "gone").write_bytes(b"x")
+    (mount.mounted_at / "gone").unlink()
+    (mount.mounted_at / "a").write_bytes(b"x")
+    mount.ask("clear")
+    (mount.mounted_at / "b").write_bytes(b"x")
+    mount.cut(0.0)
+    assert tree_on_disk(mount.mounted_at) == {"a": b"x"}
+
+
+@needs_fuse
 def test_a_slow_disk_is_slow_and_others_do_not_wait_for_it(mount: Mount) -> None:
     slow, quick = mount.mounted_at / "slow", mount.mounted_at / "quick"
     for file in (slow, quick):

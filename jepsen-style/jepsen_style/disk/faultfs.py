@@ -6,7 +6,7 @@ It passes everything through to BACKING/tree. Over the unix socket it takes one 
     {"do": "fault", "operations": ["fsync"], "delay_s": 0.5}        a slow disk
     {"do": "fault", "operations": ["fsync", "fsyncdir"], "lie": true}      a disk that says yes and forgets
     {"do": "space", "free": 4096}                                   a disk that is nearly full; null: as it is
-    {"do": "clear"}                                                 no faults any more
+    {"do": "clear"}                                                 no faults any more; what was lied about is written now
     {"do": "cut", "torn": 0.5}                                      the power goes: see unsynced.py; all operations fail from then on
     {"do": "state"}                                                 what is not durable, and counts
 
@@ -86,9 +86,11 @@ class FaultFS(mfusepy.Operations):  # type: ignore[misc]
             )
             self.rules.add(rule)
         elif command.do == "clear":
-            self.rules.clear()
+            lied = self.rules.clear()
             with self._lock:
                 self._space.free = None
+                if lied:
+                    self._unsynced.all_synced()
         elif command.do == "space":
             with self._lock:
                 self._space.free = command.free

@@ -51,11 +51,13 @@ class Rules:
         with self._lock:
             self._rules.append(rule)
 
-    def clear(self) -> None:
-        """No rule any more; operations that wait go on."""
+    def clear(self) -> bool:
+        """No rule any more; operations that wait go on. Returns whether one of the rules had been to lie."""
         with self._lock:
+            lied = any(rule.lie for rule in self._rules)
             self._rules = []
             self._changed.notify_all()
+        return lied
 
     def meet(self, operation: str, path: str) -> bool:
         """An operation is about to be done: wait, or raise OSError, as a rule says. Returns whether it shall only be said."""

@@ -239,6 +239,15 @@ class Unsynced:
                 self._forget(status.st_ino)
             os.unlink(change.kept)
 
+    def all_synced(self) -> None:
+        """Everything is durable now, as when a disk at last writes what it had said was written."""
+        for inode in list(self._bytes):
+            self._forget(inode)
+        done, self._changes = self._changes, []
+        for change in done:
+            self._commit(change)
+        self._close_unused()
+
     # -- the fault --------------------------------------------------------------------------------------------
 
     def cut(self, source: Entropy, torn: float = 0.0) -> Lost:
