@@ -32,9 +32,15 @@ async def allocations(api: Api, request: web.Request) -> web.StreamResponse:
     return await read(api, request, "Eval.Allocations", request.match_info["id"])
 
 
+async def explain(api: Api, request: web.Request) -> web.StreamResponse:
+    """GET /v1/evaluation/:id/explain, which Nomad does not have; flags: nodes."""
+    return await read(api, request, "Eval.Explain", request.match_info["id"], words=("nodes",))
+
+
 ROUTES = [
     Route("GET", "/v1/evaluations", list_evaluations),
     Route("GET", "/v1/evaluations/count", count),
     Route("GET", "/v1/evaluation/{id}", read_evaluation),
     Route("GET", "/v1/evaluation/{id}/allocations", allocations),
+    Route("GET", "/v1/evaluation/{id}/explain", explain),
 ]

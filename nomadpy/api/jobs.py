@@ -171,6 +171,22 @@ async def _plan(api: Api, request: web.Request, job_id: str) -> web.StreamRespon
     return await write_response(request, await api.caller.call("Job.Plan", call))
 
 
+async def _explain(api: Api, request: web.Request, job_id: str) -> web.StreamResponse:
+    """GET: the job that is registered (flags: nodes). PUT or POST: the one in the body. Nomad does not have it."""
+    if request.method == "GET":
+        call = calls.Read(
+            id=job_id, options=query_options(api, request), flags=flags(request, words=("nodes",))
+        )
+        return await read_response(request, await api.caller.call("Job.Explain", call))
+    raw, body = await _job_body(api, request, bodies.JobPlanRequest)
+    changed = _named_job(
+        raw, job_id, missing="Job must have a valid ID", other="Job ID does not match"
+    )
+    options = _job_options(api, request, changed, body.namespace, body.region)
+    write = calls.JobWrite(job=changed, options=options)
+    return await write_response(request, await api.caller.call("Job.ExplainChange", write))
+
+
 async def _evaluate(api: Api, request: web.Request, job_id: str) -> web.StreamResponse:
     body = await body_of(api, request, bodies.JobEvaluateRequest, optional=True)
     if body.job_id and body.job_id != job_id:
@@ -271,6 +287,7 @@ def _both(handler: _JobHandler) -> dict[str, _JobHandler]:
 
 _WRITES: dict[str, dict[str, _JobHandler]] = {
     "/evaluate": _both(_evaluate),
+    "/explain": {"GET": _explain, **_both(_explain)},
     "/plan": _both(_plan),
     "/scale": _both(_scale),
     "/revert": _both(_revert),

@@ -65,6 +65,8 @@ _TABLE: list[Method] = [
         "Job.Allocations",
         "Job.Evaluations",
         "Job.Deployments",
+        "Job.Explain",
+        "Eval.Explain",
         "Job.LatestDeployment",
         "Job.Versions",
         "Job.Submission",
@@ -97,6 +99,7 @@ _TABLE: list[Method] = [
     *_writes(
         Job_Register=calls.JobWrite,
         Job_Plan=calls.JobWrite,
+        Job_ExplainChange=calls.JobWrite,
         Job_Validate=calls.JobWrite,
         Job_Deregister=calls.JobDeregister,
         Job_Evaluate=calls.JobEvaluate,

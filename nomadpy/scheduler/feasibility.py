@@ -156,14 +156,14 @@ class Feasibility:
         if self._wanted.unmet:
             return self._wanted.unmet
         for driver in self._wanted.drivers:
-            if not _has_driver(node, driver):
+            if not has_driver(node, driver):
                 return "missing drivers"
         for source, read_only in self._wanted.host_volumes:
             volume = (node.host_volumes or {}).get(source)
             if volume is None or (volume.read_only and not read_only):
                 return "missing compatible host volumes"
         for mode in self._wanted.network_modes:
-            if not _has_network(node, mode):
+            if not has_network(node, mode):
                 return "missing network"
         if self._wanted.devices and node.node_resources is not None:
             offered = devices.device_groups(node.node_resources.devices)
@@ -230,7 +230,8 @@ def _glob(pattern: str) -> re.Pattern[str]:
     return re.compile(".*".join(re.escape(part) for part in pattern.split("*")))
 
 
-def _has_driver(node: Node, driver: str) -> bool:
+def has_driver(node: Node, driver: str) -> bool:
+    """Whether the node has a driver, and it works."""
     info = (node.drivers or {}).get(driver)
     if info is not None:
         return info.detected and info.healthy
@@ -238,7 +239,8 @@ def _has_driver(node: Node, driver: str) -> bool:
     return (node.attributes or {}).get(f"driver.{driver}", "") in ("1", "true")
 
 
-def _has_network(node: Node, mode: str) -> bool:
+def has_network(node: Node, mode: str) -> bool:
+    """Whether the node offers networks of a mode."""
     resources = node.node_resources
     if resources is None:
         return False

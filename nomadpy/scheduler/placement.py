@@ -189,6 +189,10 @@ class GroupPlacer:
         self._catch_up()
         return self._exhausted.places()
 
+    def forbidden(self, state: NodeState) -> str:
+        """Why the job's other allocations keep the group off a node, or ""."""
+        return self._distinct.problem(state.node, state.groups) if self._distinct else ""
+
     def lacks(self, state: NodeState) -> tuple[Amount, bool]:
         """What is missing (0 where nothing is) of cpu, memory and disk, and of the number of allocations."""
         amount, have = self.ask.amount(state.have), state.have

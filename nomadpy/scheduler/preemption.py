@@ -226,6 +226,10 @@ class Preemptor:
                 return choice
         return None
 
+    def possible(self) -> bool:
+        """Whether evicting others would make room anywhere."""
+        return bool(self._look(self._placer.without_room()))
+
     def _look(self, places: list[int]) -> list[tuple[int, _Offer]]:
         """The offers of these nodes, the best first."""
         found: list[tuple[int, _Offer]] = []

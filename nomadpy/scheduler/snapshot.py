@@ -7,6 +7,7 @@ from typing import Protocol
 
 from nomadpy.models.allocation import Allocation
 from nomadpy.models.deployment import Deployment
+from nomadpy.models.evaluation import Evaluation
 from nomadpy.models.job import Job
 from nomadpy.models.node import Node, NodePool
 from nomadpy.models.operator import SchedulerConfiguration
@@ -50,6 +51,10 @@ class Snapshot(Protocol):
 
     def allocs_by_job(self, namespace: str, job_id: str) -> Iterable[Allocation]:
         """All allocations of a job, of whatever version."""
+        ...
+
+    def evals_by_job(self, namespace: str, job_id: str) -> Iterable[Evaluation]:
+        """All evaluations of a job."""
         ...
 
     def allocs_by_node(self, node_id: str) -> Iterable[Allocation]:

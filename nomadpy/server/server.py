@@ -29,6 +29,7 @@ from nomadpy.server.core import Core, Replication
 from nomadpy.server.endpoints.allocs import Allocs
 from nomadpy.server.endpoints.base import Services
 from nomadpy.server.endpoints.evals import Deployments, Evals
+from nomadpy.server.endpoints.explain import Explain
 from nomadpy.server.endpoints.job_plan import JobPlan
 from nomadpy.server.endpoints.job_reads import JobReads
 from nomadpy.server.endpoints.job_writes import JobWrites
@@ -113,6 +114,7 @@ class Server:
             JobReads,
             JobWrites,
             JobPlan,
+            Explain,
             NodeReads,
             NodeWrites,
             NodeAgents,
