@@ -102,7 +102,7 @@ def _group(group: Row, length: int, shown: int) -> list[str]:
         out += ["", "  What to do:"]
         out += [f"  {number}. {text}" for number, text in enumerate(group["Suggestions"], 1)]
     if group["Missing"] and group["Tally"]:
-        out += ["", f"  What stands in the way on {group['TotalNodes']} nodes:"]
+        out += ["", f"  What stands in the way, of {_nodes(group['TotalNodes'])}:"]
         out += [f"    {kind}: {_nodes(count)}" for kind, count in group["Tally"].items()]
     if group["Missing"]:
         out += _verdicts(group, length, shown)

@@ -16,6 +16,7 @@ from nomadpy.scheduler.node_table import NodeRow
 from nomadpy.scheduler.operators import holds
 
 _SHOWN = 6
+_KNOWN_DRIVERS = ("docker", "exec", "java", "podman", "qemu", "raw_exec")
 _SWITCH = {
     "service": "-preempt-service-scheduler",
     "batch": "-preempt-batch-scheduler",
@@ -43,7 +44,6 @@ def summary(facts: Facts, count: int, placed: int, missing: int, fitting: int) -
     total = len(facts.verdicts)
     if facts.job.stop:
         return "the job is stopped, so nothing of it is to be placed"
-    nodes = "the one node" if total == 1 else f"{total} nodes"
     if not missing:
         if facts.job.type == "batch" and placed < count:
             return f"{placed} of {count} run, and none waits for a place; {_room(fitting, total)}"
@@ -52,10 +52,11 @@ def summary(facts: Facts, count: int, placed: int, missing: int, fitting: int) -
         return "the cluster has no nodes"
     if fitting:
         return (
-            f"{missing} of {count} are missing, and {fitting} of {nodes} would take one now: "
-            "they are placed when the job is evaluated next"
+            f"{missing} of {count} {'has' if missing == 1 else 'have'} no place yet, and "
+            f"{_room(fitting, total)} now: they go there when the job is evaluated next"
         )
-    return f"{missing} of {count} cannot be placed: none of {nodes} will do"
+    reason = "the one node will not do" if total == 1 else f"none of {total} nodes will do"
+    return f"{missing} of {count} cannot be placed: {reason}"
 
 
 def suggest(facts: Facts) -> list[str]:
@@ -104,6 +105,8 @@ def near(word: str, known: Iterable[str]) -> str:
 
 
 def _room(fitting: int, total: int) -> str:
+    if total == 1:
+        return f"the one node {'would' if fitting else 'would not'} take one more"
     return f"{fitting} of {total} nodes would take one more"
 
 
@@ -156,9 +159,14 @@ def _drivers(facts: Facts) -> list[str]:
             found.append(f'driver "{driver}" is there on {_listed(sick)}, and not healthy')
         else:
             available = _listed(there) or "none"
-            found.append(
-                f'no node has driver "{driver}"; available: {available}.{near(driver, there)}'
-            )
+            hint = near(driver, there)
+            if (
+                not hint
+                and driver not in _KNOWN_DRIVERS
+                and (other := near(driver, _KNOWN_DRIVERS))
+            ):
+                hint = f"{other} No node has that either"
+            found.append(f'no node has driver "{driver}"; available: {available}.{hint}')
     return found
 
 
@@ -217,7 +225,7 @@ def _sizes(facts: Facts) -> list[str]:
         for verdict in facts.verdicts
         if all(o.kind in ("cpu", "memory", "disk", "network") for o in verdict.obstacles or ())
     }
-    rows = [row for row in facts.rows if row.node.id in usable]
+    rows = [row for row in facts.rows if row.node.id in usable] or list(facts.rows)
     if not rows or any(verdict.fits for verdict in facts.verdicts):
         return []
     found: list[str] = []
@@ -238,6 +246,9 @@ def _sizes(facts: Facts) -> list[str]:
                 f"{setting} {asked:,} {unit} is more than any node has: the largest, "
                 f"{largest.node.name}, has {whole:,}"
             )
+        elif not usable:
+            # Something else keeps every node out; what is free there does not matter.
+            continue
         else:
             roomiest = max(free, key=lambda node: (free[node], node))
             text = (
@@ -247,10 +258,14 @@ def _sizes(facts: Facts) -> list[str]:
         found.append(
             f"{text}. It would fit with {setting} <= {max(most, 0):,}" if most > 0 else text
         )
-    if not found and all(
-        any(o.kind in ("cpu", "memory", "disk") for o in v.obstacles or ())
-        for v in facts.verdicts
-        if v.node_id in usable
+    if (
+        not found
+        and usable
+        and all(
+            any(o.kind in ("cpu", "memory", "disk") for o in v.obstacles or ())
+            for v in facts.verdicts
+            if v.node_id in usable
+        )
     ):
         found.append(
             "no one node has enough of everything free: add a node, or ask for less (see the nearest)"

@@ -52,7 +52,7 @@ def test_a_group_that_waits_is_told_with_what_to_do_and_the_nearest_nodes() -> N
         "  What to do:",
         '  1. no node has driver "dokcer"; available: docker. Did you mean "docker"?',
         "",
-        "  What stands in the way on 2 nodes:",
+        "  What stands in the way, of 2 nodes:",
         "    driver: 2 nodes",
         "",
         "  The nodes, the nearest first:",
