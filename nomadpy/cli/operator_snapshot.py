@@ -1,24 +1,36 @@
-"""`operator snapshot save`, `restore`, `inspect`."""
+"""`operator snapshot save`, `restore`, `inspect`, `state`, `redact`."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+import msgspec
 
 from nomadpy.cli.command import JSON, Call, command
 from nomadpy.cli.errors import ApiError, CliError
-from nomadpy.cli.flags import Flag
+from nomadpy.cli.flags import Flag, text
 from nomadpy.cli.output import pairs, say, say_json, section, table
-from nomadpy.errors import CorruptionError
-from nomadpy.state import archive
+from nomadpy.errors import CorruptionError, NomadError
+from nomadpy.models.base import wire_name
+from nomadpy.server.filter_expression import parse
+from nomadpy.state import archive, persist
 
 
 @command(
     "operator snapshot save [options] <file>",
     "Save the cluster's state into a file. It holds secrets: variables, and root keys that no key-encryption key covers.",
-    flags=(Flag("stale", "Of the server that is asked, also without a leader."),),
+    flags=(
+        Flag("stale", "Of the server that is asked, also without a leader."),
+        Flag(
+            "redact",
+            "Without key material, for those who look into it; such a file cannot be restored.",
+        ),
+    ),
     operands=(1, 1),
 )
 def save(call: Call) -> int:
@@ -39,6 +51,8 @@ def save(call: Call) -> int:
             file.write(answer.body)
             file.flush()
             os.fsync(file.fileno())
+        if call.options.on("redact"):
+            _redact(aside)
         _read(aside)
         aside.rename(path)
     except OSError as error:
@@ -112,13 +126,89 @@ def inspect(call: Call) -> int:
     return 0
 
 
+@command(
+    "operator snapshot state [options] <file>",
+    "Print what a saved snapshot holds as JSON: rows by table, with the secrets of jobs; without key material.",
+    flags=(
+        text(
+            "filter", "Only rows for which this expression is true, in every table.", "expression"
+        ),
+    ),
+    operands=(1, 1),
+)
+def state(call: Call) -> int:
+    """State."""
+    expression = call.options.text("filter")
+    wanted = _filter(expression) if expression else None
+    snapshot = archive.without_keys(archive.state_of(_open(Path(call.operand()))))
+    shown: dict[str, Any] = {"Index": snapshot.index}
+    for name, rows in sorted(snapshot.tables.items()):
+        found = [rows.get(key) for key in rows.keys()]  # noqa: SIM118 - in order, by name
+        if wanted is not None:
+            found = [row for row in found if wanted(row)]
+        shown[wire_name(name)] = found
+    say(msgspec.json.format(msgspec.json.encode(shown), indent=4).decode())
+    return 0
+
+
+@command(
+    "operator snapshot redact <file>",
+    "Take the key material out of a saved snapshot, in place, so that it can be given to others. It cannot be restored then.",
+    operands=(1, 1),
+)
+def redact(call: Call) -> int:
+    """Redact."""
+    path = Path(call.operand())
+    _redact(path)
+    say(f"Redacted key material in {path}")
+    return 0
+
+
+def _redact(path: Path) -> None:
+    """Replace a file by one without key material, whole or not at all."""
+    contents = _open(path)
+    meta, snapshot = contents.meta, archive.without_keys(archive.state_of(contents))
+    aside = path.with_name(path.name + ".redacting")
+    try:
+        with open(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+            archive.write(file, meta, persist.write(snapshot))
+            file.flush()
+            os.fsync(file.fileno())
+        _read(aside)
+        aside.rename(path)
+    except OSError as error:
+        raise CliError(f"Error redacting {path}: {error.strerror}") from error
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def _filter(expression: str) -> Callable[[Any], bool]:
+    try:
+        predicate = parse(expression)
+    except NomadError as error:
+        raise CliError(f"Error in -filter: {error.message}") from error
+
+    def holds(row: Any) -> bool:
+        try:
+            return predicate(row)
+        except NomadError:
+            # It asks for what rows of this table do not have.
+            return False
+
+    return holds
+
+
 def _read(path: Path) -> archive.Contents:
+    found = _open(path)
+    found.state.close()
+    return found
+
+
+def _open(path: Path) -> archive.Contents:
     try:
         with path.open("rb") as file:
-            found = archive.read(file)
+            return archive.read(file)
     except OSError as error:
         raise CliError(f"Error reading {path}: {error.strerror}") from error
     except CorruptionError as error:
         raise CliError(f"Error reading {path}: {error.message}") from error
-    found.state.close()
-    return found

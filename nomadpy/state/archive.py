@@ -18,7 +18,10 @@ from typing import IO
 import msgspec
 
 from nomadpy.errors import CorruptionError
+from nomadpy.models.root_key import RootKey
 from nomadpy.state import persist
+from nomadpy.state.schema import ROOT_KEYS
+from nomadpy.state.store import Snapshot
 
 VERSION = 1
 META, STATE, SUMS = "meta.json", "state.bin", "SHA256SUMS"
@@ -47,13 +50,18 @@ class Meta(msgspec.Struct, frozen=True, kw_only=True, rename="pascal"):
 
 
 class Contents(msgspec.Struct, frozen=True):
-    """A file that was found good. state: its stream, at its beginning; the caller closes it."""
+    """A file that was found good. state: its stream, at its beginning; the caller closes it.
+
+    log_format: of the log that it was taken from. redacted: its root keys hold no key material.
+    """
 
     meta: Meta
     size: int
     sha256: str
     counts: dict[str, int]
     state: IO[bytes]
+    log_format: int = 1
+    redacted: bool = False
 
 
 def write(target: IO[bytes], meta: Meta, chunks: Iterable[bytes]) -> None:
@@ -140,7 +148,39 @@ def _read(source: IO[bytes], state: IO[bytes]) -> Contents:
             f"the snapshot says index {meta.index} and holds {restored.snapshot.index}"
         )
     state.seek(0)
-    return Contents(meta, size, found[STATE], reader.counts(), state)
+    snapshot = restored.snapshot
+    keys = list(snapshot.root_keys())
+    return Contents(
+        meta=meta,
+        size=size,
+        sha256=found[STATE],
+        counts=reader.counts(),
+        state=state,
+        log_format=snapshot.log_format(),
+        redacted=bool(keys) and not any(_has_material(key) for key in keys),
+    )
+
+
+def state_of(contents: Contents) -> Snapshot:
+    """Decode the state of a file that was found good; closes it."""
+    with contents.state as state:
+        return persist.read(iter(lambda: state.read(_READ), b"")).snapshot
+
+
+def without_keys(snapshot: Snapshot) -> Snapshot:
+    """The same state with root keys that name themselves and hold nothing secret."""
+    writer = snapshot.tables[ROOT_KEYS.name].writer()
+    for key in snapshot.root_keys():
+        bare = msgspec.structs.replace(
+            key, signing_key_pem=b"", ca_key_pem=b"", data_key=b"", wrapped=None
+        )
+        writer.put(key.key_id, bare)
+    tables = {**snapshot.tables, ROOT_KEYS.name: writer.commit()}
+    return Snapshot(snapshot.index, tables, snapshot.table_indexes)
+
+
+def _has_material(key: RootKey) -> bool:
+    return bool(key.signing_key_pem or key.ca_key_pem or key.data_key or key.wrapped)
 
 
 def _add(tar: tarfile.TarFile, name: str, size: int, data: IO[bytes]) -> None:

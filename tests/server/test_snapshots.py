@@ -13,7 +13,7 @@ from server_world import World, job, running
 from nomadpy.errors import InvalidRequestError
 from nomadpy.models.calls import Read, Write
 from nomadpy.models.envelope import QueryOptions
-from nomadpy.state import archive
+from nomadpy.state import archive, persist
 
 
 async def save(world: World, *, stale: bool = False) -> bytes:
@@ -134,3 +134,27 @@ async def test_a_second_restore_overtakes_the_first() -> None:
         )
         assert [r for r in results if r is None]
         assert world.state.job("default", "web") is not None
+
+
+async def test_a_redacted_snapshot_is_not_restored() -> None:
+    async with running(1) as world:
+        data = await save(world)
+        contents = archive.read(io.BytesIO(data))
+        redacted = io.BytesIO()
+        bare = archive.without_keys(archive.state_of(contents))
+        archive.write(redacted, contents.meta, persist.write(bare))
+        await world.register(job("later"))
+        with pytest.raises(InvalidRequestError, match="was redacted"):
+            await restore(world, redacted.getvalue())
+        assert [j.id for j in world.state.jobs(None)] == ["later"]
+
+
+async def test_a_snapshot_of_a_newer_log_format_waits_for_the_upgrade_of_all() -> None:
+    async with running(3) as world:
+        data = await save(world)
+        assert archive.read(io.BytesIO(data)).log_format == 2
+        for server in world.servers:
+            assert server.process is not None
+            server.process.server.core.common_format = lambda: 1
+        with pytest.raises(InvalidRequestError, match="upgrade all servers first"):
+            await restore(world, data)

@@ -112,9 +112,24 @@ class Snapshots:
             except CorruptionError as error:
                 raise InvalidRequestError(error.message) from error
         try:
+            self._check_fit(contents)
             yield contents
         finally:
             contents.state.close()
+
+    def _check_fit(self, contents: archive.Contents) -> None:
+        """Raise InvalidRequestError for a snapshot that is whole and would break the cluster all the same."""
+        if contents.redacted:
+            raise InvalidRequestError(
+                "the snapshot was redacted: without its root keys no variable could be read and no task be given an identity; "
+                "restore one that was not"
+            )
+        common = self._core.common_format()
+        if contents.log_format > common:
+            raise InvalidRequestError(
+                f"the snapshot was saved with log format {contents.log_format}, and not every server reads more than {common}: "
+                "upgrade all servers first"
+            )
 
     async def _replicate(self, contents: archive.Contents) -> None:
         meta = contents.meta
