@@ -74,10 +74,14 @@ COMMANDS: dict[str, Entry] = {
     "operator root keyring remove": Entry("operator_keyring", "remove", "Remove a root key"),
     "operator root keyring rotate": Entry("operator_keyring", "rotate", "Make a new root key"),
     "operator snapshot inspect": Entry("operator_snapshot", "inspect", "Check and show a snapshot"),
+    "operator snapshot redact": Entry(
+        "operator_snapshot", "redact", "Take the keys out of a snapshot"
+    ),
     "operator snapshot restore": Entry(
         "operator_snapshot", "restore", "Replace the state by a snapshot"
     ),
     "operator snapshot save": Entry("operator_snapshot", "save", "Save the state into a file"),
+    "operator snapshot state": Entry("operator_snapshot", "state", "Print a snapshot as JSON"),
     "operator scheduler get-config": Entry(
         "operator", "scheduler", "Show the scheduler's settings"
     ),

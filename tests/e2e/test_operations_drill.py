@@ -1,13 +1,15 @@
 """An operator's bad week on real servers over mutual TLS, with the commands that docs/operations.md names.
 
 Three servers grow to five, two die and are replaced, a snapshot goes into another cluster, the majority is lost for good
-and the rest goes on by peers.json. Writers run meanwhile; nothing that was acknowledged may be missing.
+and the rest goes on by peers.json. Three servers of an earlier version are upgraded one by one, and one that goes back is
+refused. Writers run meanwhile; nothing that was acknowledged may be missing.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -19,6 +21,7 @@ from typing import Any
 import pytest
 from real_cluster import Json, RealCluster, group, job, shell
 
+import nomadpy
 from nomadpy.demo.client import ApiError, until
 from nomadpy.demo.cluster import Daemon
 
@@ -249,3 +252,113 @@ def _restored_elsewhere(saved: Path, expected: list[str]) -> None:
         assert other.any_api.send("GET", "/v1/jobs").index > told.index
     finally:
         other.remove()
+
+
+# -- two versions -----------------------------------------------------------------------------------------------
+
+OLD_VERSION = "0.0.9"
+
+
+def older_version(folder: Path) -> dict[str, str]:
+    """The software as an earlier version of itself: it names another version, reads the first format of the log only, and
+    stops where it meets more. Returns the environment that runs it.
+    """
+    source = Path(nomadpy.__file__).parents[1]
+    for package in ("nomadpy", "agent"):
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(source / package, folder / package, ignore=ignored)
+    for file, was, becomes in (
+        ("nomadpy/__init__.py", f'"{nomadpy.__version__}"', f'"{OLD_VERSION}"'),
+        ("nomadpy/fsm/formats.py", "HIGHEST = 2", "HIGHEST = 1"),
+    ):
+        text = (folder / file).read_text(encoding="utf-8")
+        assert was in text
+        (folder / file).write_text(text.replace(was, becomes), encoding="utf-8")
+    return {"PYTHONPATH": str(folder)}
+
+
+def versions(cluster: Growing) -> dict[str, tuple[str, str]]:
+    """Of each server its software's version and the format of its log, as soon as all answer."""
+
+    def look() -> dict[str, tuple[str, str]] | None:
+        found = {}
+        try:
+            for daemon in cluster.servers:
+                told = cluster.api(daemon).get("/v1/agent/self")
+                version = told["config"]["Version"]["VersionMetadata"].removeprefix("nomadpy-")
+                found[daemon.name] = (version, told["stats"]["nomad"]["log_format"])
+        except ApiError:
+            return None
+        return found
+
+    answered: dict[str, tuple[str, str]] = until(look, seconds=40, what="all servers' answers")
+    return answered
+
+
+def wait_caught_up(cluster: Growing, daemon: Daemon) -> None:
+    """Until the server holds what others had committed when this was asked."""
+
+    def raft(one: Daemon) -> dict[str, str]:
+        try:
+            stats: dict[str, str] = cluster.api(one).get("/v1/agent/self")["stats"]["raft"]
+        except ApiError:
+            return {}
+        return stats
+
+    others = [server for server in cluster.running() if server is not daemon]
+    index = max(int(raft(server).get("commit_index", "0")) for server in others)
+    until(
+        lambda: int(raft(daemon).get("applied_index", "-1")) >= index,
+        seconds=60,
+        what=f"{daemon.name} to hold entry {index}",
+    )
+
+
+def test_servers_are_upgraded_one_by_one_and_do_not_go_back(tmp_path: Path) -> None:
+    old = older_version(tmp_path / "older")
+    cluster = Growing(Path(tempfile.mkdtemp(prefix="nomadpy-drill-")), None, servers=3, clients=0)
+    try:
+        cluster.prepare()
+        for server in cluster.servers:
+            server.start(env=old)
+        cluster.wait_leader(seconds=40)
+        with Writers(cluster) as writers:
+            until(lambda: len(writers.acknowledged) > 10, seconds=60, what="writes")
+            for upgraded, server in enumerate(cluster.servers):
+                shown = versions(cluster)
+                assert [version for version, _ in shown.values()].count(OLD_VERSION) == 3 - upgraded
+                # The newest format has to wait for the last one.
+                assert {log_format for _, log_format in shown.values()} == {"1"}
+                before = len(writers.acknowledged)
+                assert server.stop() == 0
+                server.start()
+                wait_caught_up(cluster, server)
+                until(
+                    lambda n=before: len(writers.acknowledged) > n + 10, seconds=60, what="writes"
+                )  # type: ignore[misc]
+            now = (nomadpy.__version__, "2")
+            until(lambda: set(versions(cluster).values()) == {now}, seconds=60, what="the format")
+            told = cluster.command(cluster.servers[0], "agent-info")
+            assert "log_format = 2" in " ".join(told.split())
+
+            # One goes back: the others go on, and it says what to do.
+            back = cluster.servers[2]
+            back.stop()
+            back.start(env=old)
+            until(
+                lambda: "this server takes no part in the cluster" in back.log_text(),
+                seconds=60,
+                what="the refusal",
+            )
+            assert f"version {OLD_VERSION} on {back.name} reads 1 to 1" in back.log_text()
+            before = len(writers.acknowledged)
+            until(lambda: len(writers.acknowledged) > before + 10, seconds=60, what="writes")
+            back.stop()
+            back.start()
+            wait_caught_up(cluster, back)
+        everything = set(writers.acknowledged)
+        for server in cluster.servers:
+            wait_caught_up(cluster, server)
+            assert everything <= jobs_of(cluster, server), server.name
+    finally:
+        cluster.remove()
