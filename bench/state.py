@@ -39,7 +39,7 @@ from nomadpy.models.resources import (
 )
 from nomadpy.models.task import Task
 from nomadpy.state import persist
-from nomadpy.state.checksum import checksum
+from nomadpy.state.checksum import checksum, table_sums
 from nomadpy.state.schema import ALLOCS
 from nomadpy.state.store import StateStore
 from nomadpy.state.table import table_of
@@ -240,6 +240,13 @@ class Bench:
         print(f"a snapshot: {sum(map(len, chunks)) / 1e6:.0f} MB")
         best("read it back", lambda: persist.read(chunks), runs=2)
         best("checksum", lambda: checksum(snapshot), runs=2)
+        best("sums of all tables", lambda: sum(1 for _ in table_sums(snapshot, {})), runs=2)
+        steps, longest = table_sums(snapshot, {}), 0.0
+        start = time.perf_counter()
+        for _ in steps:
+            longest = max(longest, time.perf_counter() - start)
+            start = time.perf_counter()
+        print(f"{'the longest step of them':<58} {longest * 1000:9.2f} ms")
 
 
 if __name__ == "__main__":
