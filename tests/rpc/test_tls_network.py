@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -16,7 +17,7 @@ from nomadpy.pki.ca import write_ca, write_certificate
 from nomadpy.pki.tls import TLSMaterial, load_material
 from nomadpy.rpc.network import ByteStream, Network
 from nomadpy.rpc.tls_network import TLSNetwork, split_address
-from nomadpy.rpc.tls_stream import READ_HIGH
+from nomadpy.rpc.tls_stream import READ_HIGH, UNHEARD_MS, TransportStream
 
 pytestmark = pytest.mark.real_time
 
@@ -82,6 +83,30 @@ async def test_bytes_go_both_ways_and_each_side_knows_the_other(network: TLSNetw
         stream.close()
         assert await stream.read(100) == b""
     assert seen == ["server.global.nomad"]
+
+
+async def test_both_sides_give_up_a_connection_whose_bytes_nobody_confirms(
+    network: TLSNetwork,
+) -> None:
+    """The kernel does it, and tests cannot cut loopback: the fault-injection kit measures the effect."""
+    limits: list[int] = []
+
+    def note_limit(stream: ByteStream) -> None:
+        assert isinstance(stream, TransportStream)
+        connection = stream.raw.get_extra_info("socket")
+        limits.append(connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT))
+
+    async def note_and_echo(stream: ByteStream) -> None:
+        note_limit(stream)
+        await echo(stream)
+
+    async with listening(network, note_and_echo) as address:
+        stream = await network.dial(address, role="server")
+        note_limit(stream)
+        stream.write(b"hello")
+        assert await stream.read(100) == b"hello"
+        stream.close()
+    assert limits == [UNHEARD_MS, UNHEARD_MS]
 
 
 async def test_a_large_write_arrives_whole_and_queued_tells_the_truth(network: TLSNetwork) -> None:
