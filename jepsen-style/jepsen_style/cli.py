@@ -159,7 +159,9 @@ def _parser() -> argparse.ArgumentParser:
         help="several with commas; a fault without target is all of its; `combined` among them: they overlap",
     )
     add("--time-limit", type=float, metavar="S", help="seconds of work under faults")
-    add("--liveness", type=float, default=5.0, metavar="S", help="seconds of work after all faults")
+    add(
+        "--liveness", type=float, default=10.0, metavar="S", help="seconds of work after all faults"
+    )
     add("--concurrency", type=int, default=9, metavar="N", help="clients")
     add("--rate", type=float, default=0.0, help="requests a second of all clients; 0: no limit")
     add("--seed", type=int, default=1, help="decides requests and faults")
@@ -291,7 +293,7 @@ def _command_of(chosen: argparse.Namespace, workload: str, nemesis: str) -> str:
     words += ["--time-limit", f"{chosen.time_limit:g}", "--concurrency", str(chosen.concurrency)]
     words += ["--seed", str(chosen.seed), "--nodes", str(chosen.nodes)]
     for flag, value, default in (
-        ("--liveness", f"{chosen.liveness:g}", "5"),
+        ("--liveness", f"{chosen.liveness:g}", "10"),
         ("--rate", f"{chosen.rate:g}", "0"),
         ("--agents", str(chosen.agents), "0"),
         ("--reads", chosen.reads, "default"),

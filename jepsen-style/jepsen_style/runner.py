@@ -41,7 +41,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     nemeses: list[str] = []
     combined: bool = False
     time_limit_s: float = 30.0
-    liveness_s: float = 5.0
+    liveness_s: float = 10.0
     concurrency: int = 9
     rate: float = 0.0
     seed: int = 0
