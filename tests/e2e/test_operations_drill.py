@@ -254,6 +254,30 @@ def _restored_elsewhere(saved: Path, expected: list[str]) -> None:
         other.remove()
 
 
+def test_after_a_restore_an_allocation_that_ended_meanwhile_is_known_to_have_ended(
+    tmp_path: Path,
+) -> None:
+    cluster = Growing(Path(tempfile.mkdtemp(prefix="nomadpy-drill-")), None, servers=3, clients=1)
+    gate = tmp_path / "gate"
+    try:
+        cluster.prepare()
+        cluster.start()
+        cluster.wait_leader()
+        cluster.wait_nodes(1)
+        script = f"while ! [ -e {gate} ]; do sleep 0.1; done"
+        cluster.run(job("short", group(shell(script)), kind="batch"))
+        saved = tmp_path / "cluster.snap"
+        cluster.command(cluster.servers[0], "operator", "snapshot", "save", str(saved))
+        gate.touch()
+        (ended,) = cluster.wait_allocs("short", "complete", 1)
+        cluster.command(cluster.servers[0], "operator", "snapshot", "restore", str(saved))
+        (again,) = cluster.wait_allocs("short", "complete", 1, seconds=30)
+        assert again["ID"] == ended["ID"]
+        assert again["ModifyIndex"] > ended["ModifyIndex"]
+    finally:
+        cluster.remove()
+
+
 # -- two versions -----------------------------------------------------------------------------------------------
 
 OLD_VERSION = "0.0.9"
