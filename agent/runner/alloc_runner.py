@@ -425,7 +425,11 @@ class AllocRunner:
         if not healthy:
             now_ns = self._context.clock.now_ns()
             self._note_running(events.unhealthy(now_ns, reason))
-        await self._context.state.put_health(self.alloc.id, self._health)
+        try:
+            await self._context.state.put_health(self.alloc.id, self._health)
+        except OSError as cause:
+            # A full disk must not end a task; after a restart of the agent the health is judged again.
+            self._log.error("allocation health not kept", error=str(cause))
         self._pulse.beat()
 
     # -- helpers ----------------------------------------------------------------------------------
