@@ -9,6 +9,7 @@ import msgspec
 from nomadpy.models.base import Duration, Wire
 from nomadpy.models.job import Job, JobSubmission
 from nomadpy.models.node import DrainSpec
+from nomadpy.models.what_if import AddedNodes
 
 
 class JobRegisterRequest(Wire, frozen=True, kw_only=True):
@@ -137,6 +138,14 @@ class DeploymentPromoteRequest(Wire, frozen=True, kw_only=True):
     deployment_id: str = ""
     all: bool = False
     groups: list[str] | None = None
+
+
+class SimulateRequest(Wire, frozen=True, kw_only=True):
+    nodes_down: list[str] | None = None
+    nodes_drained: list[str] | None = None
+    nodes_added: list[AddedNodes] | None = None
+    jobs: list[Job] | None = None
+    jobs_stopped: list[str] | None = None
 
 
 class VariableLockRequest(Wire, frozen=True, kw_only=True):

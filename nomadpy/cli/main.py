@@ -91,6 +91,8 @@ COMMANDS: dict[str, Entry] = {
     "server force-leave": Entry("status", "force_leave", "Treat a failed server as gone"),
     "server join": Entry("status", "join", "Join this server to others"),
     "server members": Entry("status", "members", "List the servers"),
+    "rebalance": Entry("rebalance", "rebalance", "Move allocations for the cluster's good"),
+    "simulate change": Entry("simulate_change", "change", "Say what would move if things changed"),
     "simulate nodes": Entry(
         "simulate", "nodes", "Register nodes that run nothing, to measure servers"
     ),

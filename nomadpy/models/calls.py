@@ -11,6 +11,7 @@ from nomadpy.models.envelope import QueryOptions, WriteOptions
 from nomadpy.models.job import JobSubmission
 from nomadpy.models.node import DrainSpec, Node, NodePool
 from nomadpy.models.operator import AutopilotConfiguration, SchedulerConfiguration
+from nomadpy.models.what_if import RebalanceRequest, WhatIfRequest
 
 
 class _Call(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -130,6 +131,20 @@ class NodeEligibilityWrite(_Call, frozen=True, kw_only=True, omit_defaults=True)
 
 class NodePoolWrite(_Call, frozen=True, kw_only=True, omit_defaults=True):
     pool: NodePool
+    options: WriteOptions = WriteOptions()
+
+
+class WhatIf(_Call, frozen=True, kw_only=True, omit_defaults=True):
+    """Scheduler.Simulate. Answer: models.what_if.WhatIfResponse."""
+
+    request: WhatIfRequest
+    options: WriteOptions = WriteOptions()
+
+
+class Rebalance(_Call, frozen=True, kw_only=True, omit_defaults=True):
+    """Scheduler.Rebalance. Answer: models.what_if.RebalanceResponse."""
+
+    request: RebalanceRequest
     options: WriteOptions = WriteOptions()
 
 

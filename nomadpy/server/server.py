@@ -41,6 +41,7 @@ from nomadpy.server.endpoints.quorum import Quorum
 from nomadpy.server.endpoints.search import Search
 from nomadpy.server.endpoints.snapshots import Snapshots
 from nomadpy.server.endpoints.variables import Variables
+from nomadpy.server.endpoints.what_if import WhatIf
 from nomadpy.server.forward import ConnectedNodes, NodeLink, Router
 from nomadpy.server.leader.autopilot import Autopilot
 from nomadpy.server.leader.duties import LeaderDuties
@@ -115,6 +116,7 @@ class Server:
             JobWrites,
             JobPlan,
             Explain,
+            WhatIf,
             NodeReads,
             NodeWrites,
             NodeAgents,
