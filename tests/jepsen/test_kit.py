@@ -358,6 +358,27 @@ def test_an_outage_begins_with_its_fault_and_ends_with_the_next_write() -> None:
     assert told.promised == "at most 3 s: kept"
 
 
+def test_nodes_that_fall_again_before_they_could_lead_are_not_late() -> None:
+    def said(at: int, who: str) -> list[Op]:
+        return [Op(time=at * MS, type="info", process=OBSERVER, f="leader", node="n1", value=who)]
+
+    happened = history(
+        call(1, 0, 1, "cas", key="x", cas=0, value="a", version=1),
+        event(1000, "start", "kill-all"),
+        said(1100, "?"),
+        event(2000, "stop", "kill-all"),
+        said(4000, ""),
+        event(4500, "start", "kill-all"),
+        said(4600, "?"),
+        event(5000, "stop", "kill-all"),
+        said(8000, ""),
+        call(1, 9000, 9100, "cas", key="x", cas=1, value="b", version=2),
+    )
+    first, second = outages(happened)
+    assert (first.silence_ns, first.after_up_ns) == (8100 * MS, 500 * MS)
+    assert (second.silence_ns, second.after_up_ns) == (4600 * MS, 1100 * MS)
+
+
 def test_overlapping_faults_have_no_outage_of_their_own() -> None:
     happened = history(
         call(1, 0, 1, "cas", key="x", cas=0, value="a", version=1),

@@ -33,7 +33,7 @@ class Outage(msgspec.Struct, frozen=True, kw_only=True):
 
     begin_ns, end_ns: the fault's. silence_ns: the longest time without an acknowledged write from the fault's beginning
     until the next fault, or the end of the faults. up_ns: when the last node that had not answered did so again, 0 when
-    every node answered all the time. after_up_ns: from then to the next acknowledged write.
+    every node answered all the time. after_up_ns: from then to the next acknowledged write, or the next fault.
     """
 
     nemesis: str
@@ -60,7 +60,12 @@ def outages(history: History) -> list[Outage]:
         until = struck[number + 1][0] if number + 1 < len(struck) else over
         silence = _silence(acknowledged, begin, until, over)
         up = _all_up(history, begin, max(until, end))
-        after = bisect.bisect_right(acknowledged, up)
+        if number + 1 < len(struck) and up >= until:
+            # They were down again before all had answered.
+            up = 0
+        following = acknowledged[bisect.bisect_right(acknowledged, up) :][:1]
+        # When the next fault comes first, it is as long as that at least.
+        after = min([*following, *([until] if number + 1 < len(struck) else [])], default=up) - up
         found.append(
             Outage(
                 nemesis=what.split(" ")[0],
@@ -68,7 +73,7 @@ def outages(history: History) -> list[Outage]:
                 end_ns=end,
                 silence_ns=silence,
                 up_ns=up,
-                after_up_ns=acknowledged[after] - up if up and after < len(acknowledged) else 0,
+                after_up_ns=after if up else 0,
             )
         )
     return found
