@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from html import escape
 from typing import Any
 
-from jepsen_style.checker.perf import faults, longest_outage, quantile
+from jepsen_style.checker.perf import faults, is_write, longest_outage, quantile
 from jepsen_style.checker.result import Result
 from jepsen_style.history import OBSERVER, SCALES, Call, History
 
@@ -190,7 +190,7 @@ def _since(stamp: str, began_ns: int) -> int:
     return int(moment.timestamp() * 1e6) * 1000 - began_ns
 
 
-def load_lanes(history: History, axis: Axis) -> str:
+def load_lanes(history: History, known: Sequence[str], axis: Axis) -> str:
     """What every node's process took of a processor, and of memory."""
     samples: dict[str, list[tuple[int, dict[str, Any]]]] = {}
     for op in history.events(SCALES):
@@ -198,7 +198,8 @@ def load_lanes(history: History, axis: Axis) -> str:
             samples.setdefault(op.node, []).append((op.time, op.value))
     if not samples:
         return "<p>Nobody measured the nodes.</p>"
-    nodes = sorted(samples)
+    # In the colours that they have as leaders.
+    nodes = [*known, *sorted(samples.keys() - set(known))]
     parts = [_lines_key((f"line node{i % 7}", "", node) for i, node in enumerate(nodes))]
     for what, unit, least in (("cpu_percent", "% CPU", 100.0), ("rss_mb", "MB", 100.0)):
         top = max(least, *(v[what] for found in samples.values() for _, v in found))
@@ -207,7 +208,7 @@ def load_lanes(history: History, axis: Axis) -> str:
         for place, node in enumerate(nodes):
             shapes += [
                 f"<polyline points='{points}' class='line node{place % 7}'><title>{escape(node)}</title></polyline>"
-                for points in _pieces(axis, samples[node], what, top)
+                for points in _pieces(axis, samples.get(node, []), what, top)
             ]
         parts.append(axis.svg(80, shapes))
     return "".join(parts)
@@ -309,7 +310,7 @@ def latency(calls: Sequence[Call], axis: Axis) -> str:
             continue
         x, y = axis.x(call.start_ns), _log_y((call.done.time - call.start_ns) / 1e6)
         kind = f"{call.done.type} dot"
-        if call.invoke.f == "read":
+        if not is_write(call):
             shapes.append(f"<circle cx={x:.1f} cy={y:.1f} r=1.5 class='{kind}' />")
         else:
             shapes.append(
@@ -378,7 +379,8 @@ def rate(calls: Sequence[Call], axis: Axis) -> str:
         series[second] = series.get(second, 0) + 1
     top = max((n for s in counts.values() for n in s.values()), default=1)
     seconds = range(axis.end_ns // S + 1)
-    functions = sorted({f for f, _ in counts}, key=lambda f: (f != "read", f))
+    writes = {c.invoke.f for c in calls if is_write(c)}
+    functions = sorted({f for f, _ in counts}, key=lambda f: (f in writes, f))
     shapes = [_label(12, f"{top} a second"), _label(152, "0"), *_rules((8, 150))]
     marks = []
     for (f, kind), series in sorted(counts.items()):

@@ -94,7 +94,7 @@ def write_report(
         "<h2>Answers a second</h2>",
         pictures.rate(calls, axis),
         "<h2>What the nodes took</h2>",
-        pictures.load_lanes(history, axis),
+        pictures.load_lanes(history, [*run.nodes, *run.agents], axis),
         _faults(history),
         _logs(began_ns, history, logs),
     ]
