@@ -88,9 +88,7 @@ def check_liveness(history: History, nodes: Sequence[str]) -> Result:
     if not calls:
         return Result(checker="liveness", valid=None, summary="the run ended before its last phase")
     silent = [
-        node
-        for node in nodes
-        if not any(_reached(c) for c in calls if c.invoke.node == node)
+        node for node in nodes if not any(_reached(c) for c in calls if c.invoke.node == node)
     ]
     asked = {c.invoke.node for c in calls}
     if not silent:
