@@ -9,7 +9,7 @@ from typing import Any
 from nomadpy import __version__
 from nomadpy.daemon.server_process import ServerProcess
 from nomadpy.entropy import SeededEntropy
-from nomadpy.errors import CorruptionError
+from nomadpy.errors import CorruptionError, LogFormatError
 from nomadpy.fsm.formats import OWN, Formats
 from nomadpy.models.node import (
     DriverInfo,
@@ -127,7 +127,7 @@ class SimServer:
             self.process = self._build(
                 settings, raft, clock, entropy, run_disk, run_scheduler, make_root_key
             )
-        except CorruptionError as error:
+        except (CorruptionError, LogFormatError) as error:
             # No fault of the plan damages what was synced: a disk that is refused has lost a promise.
             cluster.broken.append(f"{self.name} refuses its disk: {error.message}")
             return

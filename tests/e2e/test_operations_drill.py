@@ -378,6 +378,23 @@ def test_servers_are_upgraded_one_by_one_and_do_not_go_back(tmp_path: Path) -> N
             before = len(writers.acknowledged)
             until(lambda: len(writers.acknowledged) > before + 10, seconds=60, what="writes")
             back.stop()
+
+            # Nor can it read what the newer one has saved: it does not even start.
+            text = back.config_file.read_text(encoding="utf-8")
+            back.config_file.write_text(
+                text.replace("server {\n", "server {\n  raft_snapshot_threshold = 5\n", 1),
+                encoding="utf-8",
+            )
+            back.start()
+            wait_caught_up(cluster, back)
+            snapshots = back.folder / "data" / "server" / "raft" / "snapshots"
+            until(lambda: any(snapshots.glob("*.snap")), seconds=60, what="a raft snapshot")
+            back.stop()
+            back.start(env=old)
+            assert back.process is not None
+            assert back.process.wait(30) == 1
+            refusal = "Error starting the agent: the raft snapshot is of log format 2"
+            assert refusal in back.log_text().replace("\n", " ")
             back.start()
             wait_caught_up(cluster, back)
         everything = set(writers.acknowledged)
