@@ -6,7 +6,7 @@ import msgspec
 
 from nomadpy.entropy import Entropy
 from nomadpy.models import gotime
-from nomadpy.models.allocation import Allocation
+from nomadpy.models.allocation import Allocation, AllocDeploymentStatus
 from nomadpy.models.annotations import DesiredUpdates
 from nomadpy.models.base import ZERO_TIME
 from nomadpy.models.evaluation import Evaluation
@@ -26,6 +26,7 @@ from nomadpy.scheduler.reconcile_groups import UPDATING
 from nomadpy.scheduler.reconcile_nodes import NodeWork, reconcile_nodes
 from nomadpy.scheduler.settings import effective_config, may_preempt
 from nomadpy.scheduler.snapshot import Snapshot
+from nomadpy.scheduler.system_rollout import Rollout
 
 _ROLLING = "rolling-update"
 
@@ -75,6 +76,7 @@ class _NodePass:
         self._entropy = entropy
         self._table = table
         self._preemptors: dict[str, Preemptor] = {}
+        self._rollout = Rollout(job, allocs, snapshot, evaluation, now_ns=now_ns, entropy=entropy)
 
     def run(self) -> None:
         """Fill the outcome."""
@@ -84,7 +86,8 @@ class _NodePass:
                 job, {}, self._allocs, self._snapshot, lambda _node, _group: False
             )
             self._stop(work)
-            self._annotate(work, {}, {})
+            self._outcome.deployment_updates = self._rollout.updates
+            self._annotate(work, {}, {}, {})
             return
         live = [alloc for alloc in self._allocs if not terminal(alloc)]
         view = self._table.view(job)
@@ -112,22 +115,74 @@ class _NodePass:
         for alloc_id in self._outcome.stops:
             if alloc_id in by_id:
                 cluster.remove(by_id[alloc_id])
+        chosen, canaries = self._choose(job, work, targets)
         self._update_in_place(job, work, config.memory_oversubscription_enabled)
-        limit = self._roll(job, work)
         replaced: dict[str, int] = {}
-        for alloc in work.destructive[:limit]:
+        for alloc in chosen:
             group = alloc.task_group
             replaced[group] = replaced.get(group, 0) + 1
-            self._replace(cluster, placers[group], job, alloc)
+            self._replace(cluster, placers[group], job, alloc, canary=group in canaries)
         placed: dict[str, int] = {}
         for place in work.places:
             placed[place.group] = placed.get(place.group, 0) + 1
             self._place(
-                cluster, placers[place.group], job, place.group, place.node_id, place.previous
+                cluster,
+                placers[place.group],
+                job,
+                place.group,
+                place.node_id,
+                place.previous,
+                canary=place.group in canaries,
             )
         for name in self._outcome.failed:
             self._outcome.feasibilities.append(placers[name].feasibility)
-        self._annotate(work, replaced, placed)
+        self._conclude_rollout()
+        self._annotate(work, replaced, placed, canaries)
+
+    def _choose(
+        self, job: Job, work: NodeWork, targets: dict[str, Node]
+    ) -> tuple[list[Allocation], dict[str, int]]:
+        """Who is replaced now; and of the groups where those are canaries, how many."""
+        chosen: list[Allocation] = []
+        canaries: dict[str, int] = {}
+        alone: list[Allocation] = []
+        for group in job.task_groups or ():
+            name = group.name
+            old = [alloc for alloc in work.destructive if alloc.task_group == name]
+            if job.type != "system" or group.update is None or group.update.max_parallel <= 0:
+                alone += old
+                continue
+            placing = sum(place.group == name for place in work.places)
+            there = sum(
+                alloc.task_group == name
+                and not terminal(alloc)
+                and alloc.id not in self._outcome.stops
+                and alloc.node_id in targets
+                for alloc in self._allocs
+            )
+            now, as_canaries = self._rollout.plan(
+                group,
+                nodes=placing + there,
+                placing=placing,
+                in_place=any(alloc.task_group == name for alloc in work.in_place),
+                destructive=old,
+            )
+            chosen += now
+            if as_canaries:
+                canaries[name] = len(now)
+        return [*alone[: self._roll(job, alone)], *chosen], canaries
+
+    def _conclude_rollout(self) -> None:
+        outcome, rollout = self._outcome, self._rollout
+        rollout.started(
+            alloc.task_group
+            for alloc in outcome.placements
+            if rollout.deployment is not None and alloc.deployment_id == rollout.deployment.id
+        )
+        rollout.conclude(failed=bool(outcome.failed))
+        outcome.deployment = rollout.deployment
+        outcome.new_deployment = rollout.is_new
+        outcome.deployment_updates = rollout.updates
 
     def _stop(self, work: NodeWork) -> None:
         for stop in work.stops:
@@ -148,17 +203,17 @@ class _NodePass:
                     allocated_resources=grant.allocated,
                     shared_resources=grant.shared,
                 )
+            if part_of := self._rollout.part_of(alloc.task_group):
+                changed = msgspec.structs.replace(
+                    changed, deployment_id=part_of, deployment_status=None
+                )
             self._outcome.placements.append(changed)
 
-    def _roll(self, job: Job, work: NodeWork) -> int:
+    def _roll(self, job: Job, destructive: list[Allocation]) -> int:
         """How many to replace now. The rest follows, `stagger` later, in an evaluation of its own."""
         update = job.update
-        if (
-            update is None
-            or update.max_parallel <= 0
-            or len(work.destructive) <= update.max_parallel
-        ):
-            return len(work.destructive)
+        if update is None or update.max_parallel <= 0 or len(destructive) <= update.max_parallel:
+            return len(destructive)
         due = gotime.from_ns(self._now_ns + update.stagger) if update.stagger else ZERO_TIME
         self._outcome.follow_ups.append(
             follow_up(
@@ -174,9 +229,19 @@ class _NodePass:
         )
         return update.max_parallel
 
-    def _replace(self, cluster: Cluster, placer: GroupPlacer, job: Job, alloc: Allocation) -> None:
+    def _replace(
+        self,
+        cluster: Cluster,
+        placer: GroupPlacer,
+        job: Job,
+        alloc: Allocation,
+        *,
+        canary: bool,
+    ) -> None:
         cluster.remove(alloc)
-        if self._place(cluster, placer, job, alloc.task_group, alloc.node_id, alloc.id):
+        if self._place(
+            cluster, placer, job, alloc.task_group, alloc.node_id, alloc.id, canary=canary
+        ):
             self._outcome.stops[alloc.id] = AllocStop(
                 alloc_id=alloc.id, node_id=alloc.node_id, description=UPDATING
             )
@@ -191,6 +256,8 @@ class _NodePass:
         group: str,
         node_id: str,
         previous_id: str,
+        *,
+        canary: bool = False,
     ) -> bool:
         state = cluster.get(node_id)
         if state is None:
@@ -210,8 +277,13 @@ class _NodePass:
             f"{job.id}.{group}[0]",
             choice,
             alloc_id=self._entropy.uuid(),
+            deployment_id=self._rollout.part_of(group),
             previous_id=previous_id,
         )
+        if canary:
+            alloc = msgspec.structs.replace(
+                alloc, deployment_status=AllocDeploymentStatus(canary=True)
+            )
         self._outcome.evict(group, alloc.id, choice.evicted)
         self._outcome.placements.append(alloc)
         cluster.place(state, alloc, choice.grant.amount)
@@ -236,7 +308,13 @@ class _NodePass:
             )
         self._outcome.failed[group] = metric
 
-    def _annotate(self, work: NodeWork, replaced: dict[str, int], placed: dict[str, int]) -> None:
+    def _annotate(
+        self,
+        work: NodeWork,
+        replaced: dict[str, int],
+        placed: dict[str, int],
+        canaries: dict[str, int],
+    ) -> None:
         names = {group.name for group in (self._job.task_groups or ())} if self._job else set()
         names |= {alloc.task_group for alloc in self._allocs}
         ignored = dict(work.ignored)
@@ -252,5 +330,6 @@ class _NodePass:
                 migrate=work.migrated.get(name, 0),
                 stop=work.stopped.get(name, 0),
                 in_place_update=in_place.get(name, 0),
-                destructive_update=replaced.get(name, 0),
+                destructive_update=0 if name in canaries else replaced.get(name, 0),
+                canary=canaries.get(name, 0),
             )
