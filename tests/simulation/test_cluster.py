@@ -34,7 +34,10 @@ def test_acknowledged_jobs_reach_their_count_and_no_node_is_overfilled() -> None
         "cut-agent",
         "power-agent",
         "drain-node",
+        "replace-server",
+        "upgrade-server",
     }
+    assert SEEDS < 50 or sum(v.restores for v in verdicts) > SEEDS // 10
 
 
 def test_one_seed_is_one_world() -> None:
