@@ -10,6 +10,8 @@ command does is a new format as well: the handler asks the state for it (`Reads.
 
 from __future__ import annotations
 
+import functools
+
 from nomadpy.errors import LogFormatError
 from nomadpy.fsm.commands import Command
 
@@ -30,6 +32,7 @@ def format_of_tag(tag: int) -> int:
     return max(version for version, first in FIRST_TAGS.items() if first <= tag)
 
 
+@functools.cache
 def format_of(kind: type[Command]) -> int:
     """The format that a command came with."""
     tag = kind.__struct_config__.tag
