@@ -20,6 +20,7 @@ from histories import MS, call, event, history, read, write
 from hypothesis import given
 from hypothesis import strategies as st
 from jepsen_style import generator, suites, undo
+from jepsen_style.checker.logs import check_logs
 from jepsen_style.checker.recovery import UNHEALED, Longest, by_nemesis, check_recovery, outages
 from jepsen_style.checker.result import Result
 from jepsen_style.cli import FAILED, main
@@ -539,3 +540,17 @@ def test_undoing_knows_mounts_and_cgroups_that_are_gone_already(tmp_path: Path) 
             undo.Undo("folder", str(tmp_path / "no-folder")),
         ]
     )
+
+
+@pytest.mark.parametrize(
+    ("end", "valid"),
+    [
+        ("OSError: [Errno 12] Cannot allocate memory", True),
+        ("OSError: [Errno 23] Too many open files in system", True),
+        ("MemoryError", True),
+        ("KeyError: 'Cannot'", False),
+    ],
+)
+def test_what_the_kernel_refuses_a_starved_node_is_no_broken_program(end: str, valid: bool) -> None:
+    log = f'Traceback (most recent call last):\n  File "a.py", line 1, in a\n    b()\n{end}\nmore\n'
+    assert check_logs({"n1": log}).valid is valid
