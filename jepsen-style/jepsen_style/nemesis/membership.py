@@ -79,7 +79,7 @@ class Remove(_Membership):
         return f"{name}{'' if accepted else ', refused'}"
 
     def _restore(self) -> None:
-        if self.voters.peer(self._out) is None:
+        if self._out and self.voters.peer(self._out) is None:
             self._join_anew(self._out)
 
 
@@ -204,7 +204,7 @@ class RecoverPeers(_Membership):
         rest = [n for n in names if n not in lost]
         peers = [
             {
-                "id": (raft_folder(self.cluster, n) / "server-id").read_text("ascii").strip(),
+                "id": self.voters.id_of(n),
                 "address": self.cluster.hosts[n].rpc,
                 "non_voter": False,
             }

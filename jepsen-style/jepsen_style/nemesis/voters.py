@@ -83,16 +83,30 @@ class Voters:
             shutil.rmtree(folder)
 
     def await_all(self) -> None:
-        """Wait until the cluster's own servers, and nobody else, vote. Raises TimeoutError."""
-        wanted = {self.cluster.hosts[n].rpc for n in self.cluster.names}
-        until(lambda: self._complete(wanted), seconds=JOIN_S, what=f"{sorted(wanted)} to vote")
+        """Wait until the cluster's own servers as they are now, and nobody else, vote. Raises TimeoutError.
 
-    def _complete(self, wanted: set[str]) -> bool:
-        peers = self.peers()
-        for address, peer in peers.items():
-            if address not in wanted:
+        A server that came back empty has another id: until the old one is out, its vote counts and nobody casts it.
+        """
+        names = self.cluster.names
+        until(lambda: self._complete(names), seconds=JOIN_S, what=f"{' '.join(names)} to vote")
+
+    def _complete(self, names: list[str]) -> bool:
+        wanted = {self.id_of(name) for name in names}
+        if "" in wanted:
+            return False
+        peers = self.peers().values()
+        for peer in peers:
+            if peer["ID"] not in wanted:
                 self.ask("DELETE", "/v1/operator/raft/peer", id=peer["ID"])
-        return peers.keys() == wanted and all(p["Voter"] for p in peers.values())
+        return {p["ID"] for p in peers} == wanted and all(p["Voter"] for p in peers)
+
+    def id_of(self, name: str) -> str:
+        """Who a server is at present; "" before it has said."""
+        try:
+            file = raft_folder(self.cluster, name) / "server-id"
+            return file.read_text(encoding="ascii").strip()
+        except FileNotFoundError:
+            return ""
 
 
 def raft_folder(cluster: OwnCluster, name: str) -> Path:
