@@ -264,7 +264,7 @@ def _one(chosen: argparse.Namespace, workload: str, nemesis: str) -> _Done:
         if chosen.address:
             _run_on(_given(chosen.address), options, folder, run_id, clean=True)
         else:
-            with own_cluster(options, _say) as cluster:
+            with own_cluster(options, _say, folder) as cluster:
                 _run_on(cluster, options, folder, run_id, clean=False)
     except (OSError, RuntimeError, ExceptionGroup):
         traceback.print_exc()
@@ -321,13 +321,9 @@ def _run_on(cluster: Cluster, options: Options, folder: Path, run_id: str, *, cl
     )
     (folder / "run.json").write_bytes(msgspec.json.format(msgspec.json.encode(run)))
     runner = Runner(options, cluster, folder, run_id)
-    try:
-        runner.run(_say)
-        if clean:
-            runner.clean()
-    finally:
-        for name, text in cluster.logs().items():
-            (folder / f"{name}.log").write_text(text, encoding="utf-8")
+    runner.run(_say)
+    if clean:
+        runner.clean()
 
 
 def _commit() -> str:

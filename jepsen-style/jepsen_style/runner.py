@@ -26,7 +26,7 @@ from jepsen_style.workload.registry import WORKLOADS
 from nomadpy.clock import SystemClock
 from nomadpy.demo.client import until
 
-READY_S = 40.0
+READY_S = 90.0
 OBSERVE_S = 0.2
 WEIGH_S = 1.0
 CLOCK = "clock"
@@ -102,8 +102,11 @@ def steps_of(options: Options) -> list[generator.Step]:
 
 
 @contextlib.contextmanager
-def own_cluster(options: Options, say: Say) -> Iterator[OwnCluster]:
-    """A cluster of the kit's own that leaves nothing behind, also when the kit is killed (`run.py heal`)."""
+def own_cluster(options: Options, say: Say, logs: Path) -> Iterator[OwnCluster]:
+    """A cluster of the kit's own that leaves nothing behind, also when the kit is killed (`run.py heal`).
+
+    logs: the folder where its logs are kept.
+    """
     undo = UndoList()
     folder = Path(tempfile.mkdtemp(prefix="nomadpy-jepsen-"))
     undo.note("folder", str(folder))
@@ -122,12 +125,17 @@ def own_cluster(options: Options, say: Say) -> Iterator[OwnCluster]:
             extra=workload.configuration,
         )
         with cluster:
-            cluster.equip()
-            cluster.prepare()
-            cluster.start()
-            say(f"{cluster.await_leader(seconds=READY_S)} leads")
-            cluster.await_agents(seconds=READY_S)
-            yield cluster
+            try:
+                cluster.equip()
+                cluster.prepare()
+                cluster.start()
+                say(f"{cluster.await_leader(seconds=READY_S)} leads")
+                cluster.await_agents(seconds=READY_S)
+                yield cluster
+            finally:
+                # Also those of a cluster that did not start.
+                for name, text in cluster.logs().items():
+                    (logs / f"{name}.log").write_text(text, encoding="utf-8")
     finally:
         undo.undo_all()
 
