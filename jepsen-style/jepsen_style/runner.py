@@ -248,7 +248,11 @@ class Runner:
 
         def tell(what: str, step: generator.Step, words: str, at: int) -> None:
             self._record(NEMESIS, "info", what, key=step.nemesis, value=words or None, time=at)
-            told = f": {words}" if what == "start" else " undone"
+            told = {
+                "start": f": {words}",
+                "stop": " undone",
+                "missed": f" could not strike: {words}",
+            }[what]
             say(f"{self._time.seconds():6.1f} s  {step.nemesis}{told}")
 
         def make(name: str) -> Nemesis:

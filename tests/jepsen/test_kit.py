@@ -254,9 +254,12 @@ def test_every_fault_is_undone_whatever_happens_to_the_others() -> None:
         "two ends",
         "one ends",
     ]
+    # One that another does not let strike is undone, and missed; alone it is the kit's failure.
+    missed = generator.Step("fails-to-begin", 2.0, 5.0, "1/b")
+    assert _strike(one, missed)[1:] == ["fails-to-begin begins", "fails-to-begin ends", "one ends"]
     with pytest.raises(RuntimeError, match="no such thing"):
-        _strike(one, generator.Step("fails-to-begin", 2.0, 5.0, "1/b"))
-    assert Fragile.done[2:] == ["fails-to-begin ends", "one ends"]
+        _strike(missed)
+    assert Fragile.done == ["fails-to-begin begins", "fails-to-begin ends"]
     with pytest.raises(RuntimeError, match="it stays"):
         _strike(one, generator.Step("fails-to-end", 2.0, 5.0, "1/b"))
     assert Fragile.done[2:] == ["fails-to-end ends", "one ends"]

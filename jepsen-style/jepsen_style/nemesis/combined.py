@@ -10,7 +10,7 @@ from jepsen_style.nemesis.base import Nemesis
 COMBINED = "combined"
 
 Tell = Callable[[str, Step, str, int], None]
-"""Takes "start" or "stop", the step, in words what was done, and when, by the run's clock."""
+"""Takes "start", "stop" or "missed", the step, in words what was done, and when, by the run's clock."""
 
 
 class Strikes:
@@ -48,10 +48,21 @@ class Strikes:
         # First noted, then done: a beginning that fails half way is undone as well.
         self._active[step.seed] = (step, nemesis)
         began = self._now_ns()
-        words = nemesis.begin(chance(self._seed, step.seed))
+        try:
+            words = nemesis.begin(chance(self._seed, step.seed))
+        except (RuntimeError, TimeoutError) as error:
+            if len(self._active) == 1:
+                raise
+            # It wanted something that another fault, at work now, does not let it have.
+            del self._active[step.seed]
+            nemesis.end()
+            self._tell("missed", step, str(error), began)
+            return
         self._tell("start", step, words, began)
 
     def _end(self, step: Step) -> None:
+        if step.seed not in self._active:
+            return
         _, nemesis = self._active.pop(step.seed)
         nemesis.end()
         self._tell("stop", step, "", self._now_ns())

@@ -35,7 +35,7 @@ class Kind(msgspec.Struct, frozen=True):
 
     family: of two faults of one family, the second waits for the end of the first; "" is the name's first word. Whatever
     ends processes, or needs them to stay ended, is of the family "processes". alone: it must not overlap with others,
-    for together they may do what no server survives. refuted: a run with it must be found invalid.
+    for it needs a cluster that works, or together they may do what no server survives. refuted: a run with it must be found invalid.
     """
 
     make: Make
@@ -162,20 +162,21 @@ NEMESES: dict[str, Kind] = {
         CorruptAgent, "a stopped agent's local state", AGENTS, family="agents"
     ),
     "membership-replace": Kind(
-        Replace, "a server comes back with an empty disk", family="processes"
+        Replace, "a server comes back with an empty disk", family="processes", alone=True
     ),
     "membership-remove": Kind(
         partial(Remove, leader=False),
         "a server is taken out and joins as a new one",
         family="processes",
+        alone=True,
     ),
     "membership-remove-leader": Kind(
-        partial(Remove, leader=True), "the leader is taken out", family="processes"
+        partial(Remove, leader=True), "the leader is taken out", family="processes", alone=True
     ),
     "membership-grow-shrink": Kind(
-        GrowShrink, "two more servers join and are taken out", family="processes"
+        GrowShrink, "two more servers join and are taken out", family="processes", alone=True
     ),
-    "membership-transfer": Kind(Transfer, "leadership is handed on all the time"),
+    "membership-transfer": Kind(Transfer, "leadership is handed on all the time", alone=True),
     "membership-recover": Kind(
         RecoverPeers,
         "the majority is lost for good, the rest goes on by peers.json",
