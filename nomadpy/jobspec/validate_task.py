@@ -84,6 +84,11 @@ def _resource_faults(resources: Resources) -> list[str]:
             )
         if device.count is None or device.count < 1:
             inner.append("device count must be at least 1")
+        if device.share is not None:
+            if not 1 <= device.share <= 1000:
+                inner.append("device share must be 1 to 1000 thousandths of a device")
+            elif device.count != 1:
+                inner.append("device count must be 1 when a share of a device is asked for")
         for index, constraint in enumerate(device.constraints or [], 1):
             inner += nested(f"Constraint {index} validation failed", constraint_faults(constraint))
         for index, affinity in enumerate(device.affinities or [], 1):

@@ -216,6 +216,14 @@ def held(tasks: Iterable[AllocatedTaskResources]) -> DeviceUse:
     )
 
 
+def devices_full(
+    groups: tuple[DeviceGroup, ...], taken: Mapping[DeviceKey, int], milli: int
+) -> float:
+    """Return the share of a node's devices that is taken once `milli` more are, 0 to 1."""
+    have = sum(len(group.keys) for group in groups) * WHOLE
+    return min(1.0, (sum(taken.values()) + milli) / have) if have else 0.0
+
+
 def count(taken: dict[DeviceKey, int], use: DeviceUse, by: int) -> None:
     """Add a use to what is taken (by 1), or take it away (-1)."""
     for key, milli in use:

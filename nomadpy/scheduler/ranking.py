@@ -24,6 +24,7 @@ PREEMPTION = "preemption"
 
 _MAX_FIT = 18.0
 _IMBALANCE = 6.0
+_DEVICES = 2.0
 _LN10 = math.log(10)
 _exp = math.exp
 
@@ -58,6 +59,17 @@ def balanced_score(cpu: int, memory_mb: int, cpu_total: int, memory_total: int) 
     free_memory = 1 - memory_mb / memory_total if memory_total > 0 else 0.0
     left = free_cpu + free_memory + _IMBALANCE * abs(free_cpu - free_memory)
     return max(0.0, 1 - left / (2 + _IMBALANCE))
+
+
+def with_devices(score: float, full: float, pack: PackScore) -> float:
+    """Return the score of a node that has devices: how full these are (0 to 1) counts twice as much as the rest.
+
+    Devices are what such a node is bought for. A task without any would strand them as well, by taking the cpu beside
+    them; so it counts for every task, and they go to nodes without devices first. `./run bench fragmentation` shows
+    what that is worth.
+    """
+    wanted = 1 - full if pack is empty_score else full
+    return (score + _DEVICES * wanted) / (1 + _DEVICES)
 
 
 PACK_SCORES: dict[str, PackScore] = {

@@ -13,10 +13,11 @@ import msgspec
 
 from nomadpy.models.constraint import Affinity
 from nomadpy.scheduler.ask import GroupAsk, NodeUse
+from nomadpy.scheduler.devices import devices_full
 from nomadpy.scheduler.feasibility import Feasibility, Requirements, affinity_score
 from nomadpy.scheduler.node_table import NodeRow, NodeView
 from nomadpy.scheduler.order import Order
-from nomadpy.scheduler.ranking import PACK_SCORES, pack_score
+from nomadpy.scheduler.ranking import PACK_SCORES, pack_score, with_devices
 from nomadpy.scheduler.refusals import Refusals
 
 NodeScore = Callable[[NodeUse], float]
@@ -35,12 +36,16 @@ class Wanted(msgspec.Struct, frozen=True):
     def score(self) -> NodeScore:
         """The score of what a node becomes with one more, as the algorithm has it."""
         pack, ask = PACK_SCORES.get(self.algorithm, pack_score), self.ask
+        milli = sum(one.count * one.milli for one in ask.devices)
 
         def score(use: NodeUse) -> float:
             have, amount = use.have, ask.amount(use.have)
-            return pack(
+            found = pack(
                 use.cpu + amount.cpu, use.memory_mb + amount.memory_mb, have.cpu, have.memory_mb
             )
+            if not have.devices:
+                return found
+            return with_devices(found, devices_full(have.devices, use.devices, milli), pack)
 
         return score
 

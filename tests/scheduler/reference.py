@@ -398,6 +398,7 @@ class Reference:
         return sum(parts) / len(parts)
 
     def _packing(self, node: Node, group: TaskGroup) -> float:
+        assert node.node_resources is not None
         left = []
         for used, asked, usable in zip(
             self.used(node), self.asked(node, group), self.usable(node), strict=True
@@ -405,12 +406,31 @@ class Reference:
             left.append(1 - (used + asked) / usable if usable else 0.0)
         cpu, memory, _ = left
         if self.algorithm == "balanced":
-            return 1 - (cpu + memory + 6 * abs(cpu - memory)) / 8
-        if self.algorithm == "spread":
-            score = 10**cpu + 10**memory - 2
+            score = 1 - (cpu + memory + 6 * abs(cpu - memory)) / 8
+        elif self.algorithm == "spread":
+            score = min(max(10**cpu + 10**memory - 2, 0.0), 18.0) / 18.0
         else:
-            score = 20 - 10**cpu - 10**memory
-        return min(max(score, 0.0), 18.0) / 18.0
+            score = min(max(20 - 10**cpu - 10**memory, 0.0), 18.0) / 18.0
+        if not node.node_resources.devices:
+            return score
+        full = self._devices_full(node, group)
+        return (score + 2 * (1 - full if self.algorithm == "spread" else full)) / 3
+
+    def _devices_full(self, node: Node, group: TaskGroup) -> float:
+        """The share of the healthy devices that is taken with one more allocation."""
+        assert node.node_resources is not None
+        healthy = sum(
+            instance.healthy
+            for one in node.node_resources.devices or []
+            for instance in one.instances or []
+        )
+        taken = sum(share for alloc in self._there(node) for _, share in devices_of(alloc))
+        taken += sum(
+            (one.count or 1) * (one.share or 1000)
+            for resources in _resources(group)
+            for one in resources.devices or []
+        )
+        return min(1.0, taken / (1000 * healthy)) if healthy else 0.0
 
     def _affinity(self, node: Node, group: TaskGroup) -> float:
         affinities = [*(self.job.affinities or []), *(group.affinities or [])]
