@@ -19,7 +19,7 @@ UNPLACED = 2
 
 
 @command(
-    "job explain [options] <job | path>",
+    "job explain [options] <job>",
     "Say where a job's allocations are and why, and what keeps the others from being placed.\n"
     "With a job file: what would keep it from being placed, without running it.\n"
     "Exit code 0: nothing is missing; 2: something is.",
