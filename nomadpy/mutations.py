@@ -75,8 +75,8 @@ def apply(server: Server, environment: Mapping[str, str], ca_pem: str | None) ->
         _replace(server.queries, "consistent", _nothing)
     elif name == "skip-fsync":
         # What the start made durable stays; from here on nothing waits for the disk.
-        for part in (server.raft.journal, server.raft.snapshots):
-            _replace(part, "_fsync", False)
+        for part in ("journal", "snapshots"):
+            _replace(getattr(server.raft, part), "_fsync", False)
     elif name == "lost-wake":
         _lose_wakes(server)
     elif name == "index-goes-back":
