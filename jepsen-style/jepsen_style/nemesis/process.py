@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import threading
 
 from jepsen_style.checker.monotonic import RESTARTS
 from jepsen_style.cluster import OwnCluster
 from jepsen_style.nemesis.base import Nemesis, Note, Target, targets
-from nomadpy.demo.client import until
+from nomadpy.clock import SystemClock
 from nomadpy.entropy import Entropy
 
 ANSWER_S = 15.0
+HURRY_S = 5.0
 
 
 class Kill(Nemesis):
@@ -75,6 +75,8 @@ class RollingRestart(Nemesis):
 
     def __init__(self, cluster: OwnCluster, note: Note) -> None:
         super().__init__(cluster, note)
+        self._over = threading.Event()
+        self._never = threading.Event()
         self._thread: threading.Thread | None = None
 
     def begin(self, source: Entropy) -> str:
@@ -89,15 +91,20 @@ class RollingRestart(Nemesis):
             self.cluster.stop_node(name)
             if self.cluster.start_node(name):
                 self.note(RESTARTS, name)
-            # The next one's turn comes though another fault keeps this one silent.
-            with contextlib.suppress(TimeoutError):
-                until(
-                    lambda n=name: self.cluster.leader_seen_by(n) not in ("", "?"),  # type: ignore[misc]
-                    seconds=ANSWER_S,
-                    what=f"{name}'s answer",
-                )
+            self._await_answer(name)
+
+    def _await_answer(self, name: str) -> None:
+        """The next one's turn comes though another fault keeps this one silent, and soon when the time is over."""
+        clock = SystemClock()
+        began = clock.monotonic()
+        while self.cluster.leader_seen_by(name) in ("", "?"):
+            limit = HURRY_S if self._over.is_set() else ANSWER_S
+            if clock.monotonic() - began > limit:
+                return
+            self._never.wait(0.1)
 
     def end(self) -> None:
+        self._over.set()
         if self._thread is not None:
             self._thread.join()
             self._thread = None
