@@ -45,7 +45,8 @@ class Survive(OnAgents):
         self._told: set[str] = set()
 
     def rest_s(self, worker: int) -> float:
-        return LOOK_S if worker == 0 else REST_S
+        # Those that last must run before the first fault.
+        return LOOK_S if worker == 0 or len(self._made) < LASTING else REST_S
 
     def request(self, worker: int, source: Entropy) -> Request:
         if worker == 0:
@@ -68,9 +69,16 @@ class Survive(OnAgents):
             kind="batch" if ticks else "service",
             command=["/bin/sh", "-c", ENDING if ticks else ENDLESS],
             env={"TICKS": str(ticks), "CODE": str(code)},
+            Constraints=[self._turn(request.key)],
             **NEVER_AGAIN,
         )
         return self.register(client, job)
+
+    def _turn(self, key: str) -> dict[str, str]:
+        """Agents take turns, so that each has something to lose; packing would give all to one."""
+        names = self.cluster.agent_names
+        agent = names[int(key[1:]) % len(names)]
+        return {"LTarget": "${node.unique.name}", "RTarget": agent, "Operand": "="}
 
     def finals(self) -> list[Request]:
         # Each is asked about once, whichever node it is; the last look comes first.
