@@ -240,6 +240,13 @@ def test_an_end_that_was_lost_is_invalid(fields: dict[str, Any], reason: str) ->
     assert reason in result.summary
 
 
+def test_a_task_that_a_struck_daemon_did_not_start_is_no_fault_unless_it_ran() -> None:
+    unstarted = end("e", client="failed", exit_code=None, lines=[], refused=True)
+    assert check_survive(history(*SOUND, lasting(), unstarted)).valid is True
+    ran = look(30_000, [row("e")], [live("e", 7)])
+    assert check_survive(history(*SOUND, ran, lasting(), unstarted)).valid is False
+
+
 def test_a_task_in_a_new_process_is_invalid() -> None:
     anew = (*SOUND, ticking(45_000, 101))
     result = check_survive(history(*anew, lasting(), end("e", client="failed", exit_code=7)))

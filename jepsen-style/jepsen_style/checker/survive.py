@@ -21,7 +21,10 @@ Fault = tuple[str, list[str], list[int]]
 
 
 class End(msgspec.Struct, frozen=True, kw_only=True):
-    """What is known of a job at the end. allocs: how many it had; exit_code None while the task runs; lines of its stdout."""
+    """What is known of a job at the end. allocs: how many it had; exit_code None while the task runs; lines of its stdout.
+
+    refused: a Docker daemon that was struck did not start the task, and it may not be tried again.
+    """
 
     alloc: str
     allocs: int
@@ -29,6 +32,7 @@ class End(msgspec.Struct, frozen=True, kw_only=True):
     exit_code: int | None
     restarts: int
     lines: list[str]
+    refused: bool = False
 
 
 def check_survive(history: History) -> Result:
@@ -96,6 +100,12 @@ def _judge(began: Call, call: Call, seen: list[Seen], lost_by: set[str]) -> Faul
     end = msgspec.convert(call.done.value, End)
     if end.alloc in lost_by or (end.allocs > 1 and lost_by):
         # Its node was given up; replacing it was right, and placement judges that.
+        return None
+    if (
+        end.refused
+        and end.client == "failed"
+        and all(live.alloc != end.alloc for one in seen for live in one.look.live)
+    ):
         return None
     if end.allocs != 1:
         return fault(f"had {end.allocs} allocations")

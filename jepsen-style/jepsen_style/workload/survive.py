@@ -10,6 +10,7 @@ import msgspec
 from jepsen_style.checker.result import Result
 from jepsen_style.checker.survive import LAST, End, check_survive
 from jepsen_style.client import NodeClient, NotDoneError, OutcomeUnknownError
+from jepsen_style.docker import PrivateDaemon
 from jepsen_style.history import History
 from jepsen_style.workload.base import Outcome, Reads, Request
 from jepsen_style.workload.on_agents import TERMINAL, OnAgents
@@ -113,14 +114,20 @@ class Survive(OnAgents):
     def _told_of(self, client: NodeClient, rows: list[dict[str, Any]]) -> End:
         row = rows[-1]
         state = (row["TaskStates"] or {}).get("task") or {}
-        codes = [e["ExitCode"] for e in state.get("Events") or [] if e["Type"] == "Terminated"]
+        events = state.get("Events") or []
+        codes = [e["ExitCode"] for e in events if e["Type"] == "Terminated"]
+        refused = PrivateDaemon.need in self.cluster.equipment and (
+            not codes and any(e["Type"] == "Driver Failure" for e in events)
+        )
         return End(
             alloc=row["ID"],
             allocs=len(rows),
             client=row["ClientStatus"],
             exit_code=codes[-1] if codes else None,
             restarts=state.get("Restarts", 0),
-            lines=self._lines(client, row["ID"]),
+            # What never started has no log.
+            lines=[] if refused else self._lines(client, row["ID"]),
+            refused=refused,
         )
 
     def _lines(self, client: NodeClient, alloc: str) -> list[str]:
