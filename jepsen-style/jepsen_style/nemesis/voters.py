@@ -23,8 +23,14 @@ class Voters:
         self.cluster = cluster
 
     def ask(self, method: str, path: str, body: Any = None, **query: str) -> Any:
-        """The first good answer that a running server gives, None when none does."""
-        for name, host in list(self.cluster.hosts.items()):
+        """The leader's good answer, or another server's, None when none gives one.
+
+        The leader comes first: a server that was taken out tells of the cluster as it knew it.
+        """
+        hosts = self.cluster.hosts
+        leads = self.cluster.leader()
+        for name in sorted(hosts, key=lambda n: n != leads):
+            host = hosts[name]
             if host.role != "server" or not host.alive or host.paused:
                 continue
             client = self.cluster.client(name, CALL_S)
