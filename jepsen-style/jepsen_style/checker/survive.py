@@ -42,6 +42,8 @@ def check_survive(history: History) -> Result:
         node for one in seen for node, status in one.look.nodes.items() if status != "ready"
     }
     lost_by = {row.id for one in seen for row in one.look.allocs if row.node in given_up}
+    # What a container says while its daemon is dead is lost by Docker when the container ends before the daemon is back.
+    daemon_died = any(op.f == "start" and op.key == "docker-kill-daemon" for op in history.ops)
     fault = _changed(seen)
     ended = lasting = 0
     for _, calls in by_key(history.calls("run", "end")):
@@ -50,7 +52,7 @@ def check_survive(history: History) -> Result:
         if not began or not known:
             continue
         end_call = known[0]
-        fault = fault or _judge(began[0], end_call, seen, lost_by)
+        fault = fault or _judge(began[0], end_call, seen, lost_by, may_be_cut=daemon_died)
         if began[0].invoke.value["ticks"]:
             ended += 1
         else:
@@ -88,7 +90,9 @@ def _changed(seen: list[Seen]) -> Fault | None:
     return None
 
 
-def _judge(began: Call, call: Call, seen: list[Seen], lost_by: set[str]) -> Fault | None:
+def _judge(
+    began: Call, call: Call, seen: list[Seen], lost_by: set[str], *, may_be_cut: bool
+) -> Fault | None:
     asked = began.invoke.value
     moments = [began.start_ns, call.start_ns]
 
@@ -117,7 +121,7 @@ def _judge(began: Call, call: Call, seen: list[Seen], lost_by: set[str]) -> Faul
         if end.exit_code != asked["code"]:
             return fault(f"ended with {asked['code']}, and {end.exit_code} is known")
         wanted = [*(str(n) for n in range(1, asked["ticks"] + 1)), LAST]
-        return _compared(fault, wanted, end.lines)
+        return _compared(fault, wanted[: len(end.lines)] if may_be_cut else wanted, end.lines)
     if end.client != "running" or end.exit_code is not None:
         return fault(f"is {end.client}, and should run")
     last = seen[-1] if seen else None
