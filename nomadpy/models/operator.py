@@ -8,7 +8,6 @@ import msgspec
 
 from nomadpy.models.base import ZERO_TIME, Time, Wire, always
 
-
 BINPACK = "binpack"
 SPREAD = "spread"
 BALANCED = "balanced"

@@ -76,8 +76,13 @@ class Operators:
         }
         return written(body)
 
-    async def raft_configuration(self, _: CallContext, _request: calls.Read) -> Answer:
-        """The raft servers, and which of them leads."""
+    async def raft_configuration(self, _: CallContext, request: calls.Read) -> Answer:
+        """The raft servers, and which of them leads; when stale is allowed, as this server knows it.
+
+        A server that was removed still has the configuration that it was part of, and must not tell it as today's.
+        """
+        if not request.options.allow_stale:
+            await self._queries.consistent()
         leader = self._core.raft.leader
         region = self._core.settings.region
         servers = [
