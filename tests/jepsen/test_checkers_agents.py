@@ -12,7 +12,7 @@ from jepsen_style.checker.capacity import Has, State, Takes, check_capacity
 from jepsen_style.checker.leaks import Remains, check_leaks
 from jepsen_style.checker.placement import Look, Row, check_placement, possible_counts
 from jepsen_style.checker.survive import LAST, End, check_survive
-from jepsen_style.history import History, Op
+from jepsen_style.history import NEMESIS, History, Op
 from jepsen_style.processes import Live
 
 Ops = list[Op]
@@ -245,6 +245,32 @@ def test_a_task_that_a_struck_daemon_did_not_start_is_no_fault_unless_it_ran() -
     assert check_survive(history(*SOUND, lasting(), unstarted)).valid is True
     ran = look(30_000, [row("e")], [live("e", 7)])
     assert check_survive(history(*SOUND, ran, lasting(), unstarted)).valid is False
+
+
+@pytest.mark.parametrize(
+    ("begins", "ends", "lines", "valid"),
+    [
+        (20_000, 25_000, LINES, True),  # it ended while its daemon was dead
+        (20_000, 25_000, ["1", "3"], False),  # a prefix is all that may be left
+        (33_000, 36_000, LINES, False),  # it had ended before
+        (5_000, 8_000, LINES, False),  # it ran on
+    ],
+)
+def test_a_log_may_be_cut_only_of_a_task_that_ended_while_its_daemon_was_dead(
+    begins: int, ends: int, lines: list[str], valid: bool
+) -> None:
+    looked = (
+        look(10_000, [row("e")], [live("e", 7), live("t", 100)]),
+        look(15_000, [row("e")], [live("e", 7), live("t", 100)]),
+        look(30_000, [row("e")], [live("t", 100)]),
+    )
+    struck = [
+        Op(time=at * 1_000_000, type="info", process=NEMESIS, f=f, key="docker-kill-daemon")
+        for f, at in (("start", begins), ("stop", ends))
+    ]
+    ended = end("e", client="failed", exit_code=7, lines=lines)
+    result = check_survive(history(*SOUND, *looked, struck, lasting(), ended))
+    assert result.valid is valid, result
 
 
 def test_a_task_in_a_new_process_is_invalid() -> None:

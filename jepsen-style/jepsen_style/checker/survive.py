@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from jepsen_style.checker.perf import faults
 from jepsen_style.checker.placement import Seen, at, looks
 from jepsen_style.checker.result import Result
 from jepsen_style.history import Call, History, by_key
@@ -42,8 +43,7 @@ def check_survive(history: History) -> Result:
         node for one in seen for node, status in one.look.nodes.items() if status != "ready"
     }
     lost_by = {row.id for one in seen for row in one.look.allocs if row.node in given_up}
-    # What a container says while its daemon is dead is lost by Docker when the container ends before the daemon is back.
-    daemon_died = any(op.f == "start" and op.key == "docker-kill-daemon" for op in history.ops)
+    without_daemon = [f[:2] for f in faults(history) if f[2].split(" ")[0] == "docker-kill-daemon"]
     fault = _changed(seen)
     ended = lasting = 0
     for _, calls in by_key(history.calls("run", "end")):
@@ -52,7 +52,7 @@ def check_survive(history: History) -> Result:
         if not began or not known:
             continue
         end_call = known[0]
-        fault = fault or _judge(began[0], end_call, seen, lost_by, may_be_cut=daemon_died)
+        fault = fault or _judge(began[0], end_call, seen, lost_by, without_daemon)
         if began[0].invoke.value["ticks"]:
             ended += 1
         else:
@@ -90,8 +90,24 @@ def _changed(seen: list[Seen]) -> Fault | None:
     return None
 
 
+def _ended_without(alloc: str, began: Call, seen: list[Seen], spans: list[tuple[int, int]]) -> bool:
+    """Whether a task may have ended in one of these spans: between the last look that saw it and the next one.
+
+    What a container says while its daemon is dead is lost by Docker when it ends before the daemon is back.
+    """
+    with_it = [one for one in seen if any(live.alloc == alloc for live in one.look.live)]
+    first = with_it[-1].call.start_ns if with_it else began.start_ns
+    after = [one.call.end_ns for one in seen if one.call.start_ns > first]
+    last = after[0] if after else None
+    return any(start <= (last or end) and first <= end for start, end in spans)
+
+
 def _judge(
-    began: Call, call: Call, seen: list[Seen], lost_by: set[str], *, may_be_cut: bool
+    began: Call,
+    call: Call,
+    seen: list[Seen],
+    lost_by: set[str],
+    without_daemon: list[tuple[int, int]],
 ) -> Fault | None:
     asked = began.invoke.value
     moments = [began.start_ns, call.start_ns]
@@ -121,7 +137,9 @@ def _judge(
         if end.exit_code != asked["code"]:
             return fault(f"ended with {asked['code']}, and {end.exit_code} is known")
         wanted = [*(str(n) for n in range(1, asked["ticks"] + 1)), LAST]
-        return _compared(fault, wanted[: len(end.lines)] if may_be_cut else wanted, end.lines)
+        if _ended_without(end.alloc, began, seen, without_daemon):
+            wanted = wanted[: len(end.lines)]
+        return _compared(fault, wanted, end.lines)
     if end.client != "running" or end.exit_code is not None:
         return fault(f"is {end.client}, and should run")
     last = seen[-1] if seen else None
