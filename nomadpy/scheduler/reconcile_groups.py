@@ -28,6 +28,7 @@ from nomadpy.scheduler.alloc_sets import (
 )
 from nomadpy.scheduler.decision import DELAYED_RESCHEDULING, DISCONNECT_TIMEOUT, follow_up
 from nomadpy.scheduler.fit import client_terminal, terminal
+from nomadpy.scheduler.new_deployment import with_group
 from nomadpy.scheduler.reconcile_canaries import CanarySet
 from nomadpy.scheduler.snapshot import Snapshot
 from nomadpy.scheduler.updates import needs_replacement, same_version
@@ -40,7 +41,6 @@ RESCHEDULED = "alloc was rescheduled because it failed"
 UNKNOWN = "alloc is unknown since its node is disconnected"
 RECONNECTED = "alloc not needed due to disconnected client reconnect"
 
-DEPLOYMENT_RUNNING = "Deployment is running"
 DEPLOYMENT_SUCCESSFUL = "Deployment completed successfully"
 DEPLOYMENT_NEWER_JOB = "Cancelled due to newer version of job"
 DEPLOYMENT_STOPPED = "Cancelled because job is stopped"
@@ -503,33 +503,17 @@ class GroupReconciler:
             return
         if not updating and any(same_version(alloc.job, job) for alloc in allocs):
             return
-        if self._deployment is None:
-            self._deployment = Deployment(
-                id=self._entropy.uuid(),
-                namespace=job.namespace,
-                job_id=job.id,
-                job_version=job.version,
-                job_modify_index=job.modify_index,
-                job_spec_modify_index=job.job_modify_index,
-                job_create_index=job.create_index,
-                task_groups={},
-                status="running",
-                status_description=DEPLOYMENT_RUNNING,
-                eval_priority=self._evaluation.priority,
-                create_time=self._now_ns,
-                modify_time=self._now_ns,
-            )
-            result.new_deployment = True
-        state = DeploymentState(
-            auto_revert=update.auto_revert,
-            auto_promote=update.auto_promote,
-            progress_deadline=update.progress_deadline,
-            desired_total=group.count,
-            desired_canaries=update.canary if canarying else 0,
-        )
-        groups = {**(self._deployment.task_groups or {}), group.name: state}
-        self._deployment = reconcile_canaries.described(
-            msgspec.structs.replace(self._deployment, task_groups=groups)
+        result.new_deployment = result.new_deployment or self._deployment is None
+        self._deployment = with_group(
+            self._deployment,
+            self._evaluation,
+            job,
+            group.name,
+            update,
+            total=group.count,
+            canaries=update.canary if canarying else 0,
+            now_ns=self._now_ns,
+            entropy=self._entropy,
         )
         result.deployment = self._deployment
 

@@ -22,10 +22,9 @@ from nomadpy.models.job import Job, TaskGroup, UpdateStrategy
 from nomadpy.models.plan import DeploymentStatusUpdate
 from nomadpy.scheduler.alloc_sets import ACTIVE_DEPLOYMENT
 from nomadpy.scheduler.fit import terminal
-from nomadpy.scheduler.reconcile_canaries import described
+from nomadpy.scheduler.new_deployment import with_group
 from nomadpy.scheduler.reconcile_groups import (
     DEPLOYMENT_NEWER_JOB,
-    DEPLOYMENT_RUNNING,
     DEPLOYMENT_STOPPED,
     DEPLOYMENT_SUCCESSFUL,
 )
@@ -184,32 +183,18 @@ class Rollout:
         )
         if known and not updating:
             return
-        if self.deployment is None:
-            self.deployment = Deployment(
-                id=self._entropy.uuid(),
-                namespace=job.namespace,
-                job_id=job.id,
-                job_version=job.version,
-                job_modify_index=job.modify_index,
-                job_spec_modify_index=job.job_modify_index,
-                job_create_index=job.create_index,
-                task_groups={},
-                status="running",
-                status_description=DEPLOYMENT_RUNNING,
-                eval_priority=self._evaluation.priority,
-                create_time=self._now_ns,
-                modify_time=self._now_ns,
-            )
-            self.is_new = True
-        state = DeploymentState(
-            auto_revert=update.auto_revert,
-            auto_promote=update.auto_promote,
-            progress_deadline=update.progress_deadline,
-            desired_total=nodes,
-            desired_canaries=canaries,
+        self.is_new = self.is_new or self.deployment is None
+        self.deployment = with_group(
+            self.deployment,
+            self._evaluation,
+            job,
+            group.name,
+            update,
+            total=nodes,
+            canaries=canaries,
+            now_ns=self._now_ns,
+            entropy=self._entropy,
         )
-        groups = {**(self.deployment.task_groups or {}), group.name: state}
-        self.deployment = described(msgspec.structs.replace(self.deployment, task_groups=groups))
 
 
 def _healthy(alloc: Allocation) -> bool:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from jepsen_style.checker.monotonic import RESTARTS
 from jepsen_style.cluster import OwnCluster
-from jepsen_style.nemesis.base import Nemesis, Note, Target, targets
+from jepsen_style.nemesis.base import Nemesis, Note, targets
 from jepsen_style.nemesis.disk import SYNCS, disks
+from jepsen_style.nemesis.process import Kill
 from nomadpy.entropy import Entropy
 
 TORN = (0.0, 0.3, 0.7)
@@ -23,24 +24,13 @@ def cut_power(cluster: OwnCluster, names: list[str], torn: float) -> str:
     return ", ".join(said)
 
 
-class PowerCut(Nemesis):
+class PowerCut(Kill):
     """The power of some servers goes, and comes back at the end."""
-
-    def __init__(self, cluster: OwnCluster, note: Note, target: Target) -> None:
-        super().__init__(cluster, note)
-        self._target = target
-        self._struck: list[str] = []
 
     def begin(self, source: Entropy) -> str:
         self._struck = targets(self.cluster, self._target, source)
         torn = source.choice(TORN)
         return f"{cut_power(self.cluster, self._struck, torn)}; torn {torn:g}"
-
-    def end(self) -> None:
-        for name in self._struck:
-            if self.cluster.start_node(name):
-                self.note(RESTARTS, name)
-        self._struck = []
 
 
 class LyingDisks(Nemesis):
