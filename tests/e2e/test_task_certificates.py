@@ -434,7 +434,8 @@ def identity_of(daemon: Daemon) -> NodeIdentity:
     (path,) = daemon.folder.glob("data/client/*.db")
     with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as state:
         (value,) = state.execute("SELECT value FROM facts WHERE name = 'node'").fetchone()
-    return msgspec.msgpack.decode(value, type=NodeIdentity)
+    # Four bytes of checksum stand before every value.
+    return msgspec.msgpack.decode(value[4:], type=NodeIdentity)
 
 
 def network_of(cluster: RealCluster, role: str) -> TLSNetwork:
