@@ -183,6 +183,12 @@ class Cluster:
         # Counted for no group: what the job's own allocations forbid stays as it is.
         self.log.append(Change(state.index, state.node, "", 0))
 
+    def keep(self, state: NodeState, alloc: Allocation) -> None:
+        """Undo `evict`: the allocation stays after all."""
+        state.change(alloc, usage(alloc), 1)
+        state.forget_ports()
+        self.log.append(Change(state.index, state.node, "", 0))
+
     def restore(self, alloc: Allocation) -> None:
         """Undo `remove`: the allocation stays after all."""
         node = self._snapshot.node(alloc.node_id)

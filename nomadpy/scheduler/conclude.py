@@ -56,6 +56,18 @@ class Outcome(msgspec.Struct):
             )
             self.preemptions[group] = self.preemptions.get(group, 0) + 1
 
+    def spare(self, alloc: Allocation) -> None:
+        """One need not make room after all."""
+        self.evicted = [one for one in self.evicted if one.id != alloc.id]
+        self.stops.pop(alloc.id, None)
+        for position, placed in enumerate(self.placements):
+            if alloc.id in (placed.preempted_allocations or ()):
+                left = [one for one in placed.preempted_allocations or () if one != alloc.id]
+                self.placements[position] = msgspec.structs.replace(
+                    placed, preempted_allocations=left or None
+                )
+                self.preemptions[placed.task_group] -= 1
+
     def take_back_evictions(self) -> None:
         """Nobody makes room after all."""
         for alloc in self.evicted:

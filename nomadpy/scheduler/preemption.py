@@ -19,7 +19,8 @@ import msgspec
 from nomadpy.models.allocation import Allocation, NodeScoreMeta
 from nomadpy.models.job import Job
 from nomadpy.scheduler.cluster import Cluster, NodeState
-from nomadpy.scheduler.fit import Amount, usage
+from nomadpy.scheduler.conclude import Outcome
+from nomadpy.scheduler.fit import Amount, allocs_fit, usage
 from nomadpy.scheduler.placement import Choice, GroupPlacer
 from nomadpy.scheduler.ranking import PREEMPTION, combine
 from nomadpy.scheduler.updates import find_group
@@ -50,6 +51,23 @@ class Harm(msgspec.Struct, frozen=True, order=True):
     net_priority: float
     beyond_parallel: int
     surplus: float
+
+
+def spare_needless(cluster: Cluster, outcome: Outcome) -> None:
+    """Let those stay whom a later eviction of the same pass has made needless, the most important first.
+
+    Each allocation of a pass evicts as few as it needs, one after the other: what the last one frees may leave room for
+    those that went for the first.
+    """
+
+    def importance(alloc: Allocation) -> tuple[int, str]:
+        return (-alloc.job.priority if alloc.job is not None else 0, alloc.id)
+
+    for alloc in sorted(outcome.evicted, key=importance):
+        state = cluster.get(alloc.node_id)
+        if state is not None and allocs_fit(state.node, [*state.wanted(), alloc]).ok:
+            cluster.keep(state, alloc)
+            outcome.spare(alloc)
 
 
 def may_evict(job: Job, alloc: Allocation) -> bool:

@@ -32,7 +32,7 @@ from nomadpy.scheduler.feasibility import (
 from nomadpy.scheduler.fit import terminal
 from nomadpy.scheduler.node_table import NodeTable
 from nomadpy.scheduler.placement import Choice, GroupPlacer
-from nomadpy.scheduler.preemption import Preemptor
+from nomadpy.scheduler.preemption import Preemptor, spare_needless
 from nomadpy.scheduler.reconcile_groups import UPDATING, GroupReconciler, Placement, Reconciled
 from nomadpy.scheduler.reschedule import extended_tracker, penalty_nodes
 from nomadpy.scheduler.settings import effective_config, may_preempt
@@ -182,6 +182,8 @@ class _GroupPass:
         # Replacements first: each frees its own place, which a new allocation might otherwise take.
         for place in (*self._wanted.destructive, *self._wanted.placements):
             self._place(cluster, self._version_for(place), place)
+        if self._outcome.evicted:
+            spare_needless(cluster, self._outcome)
         for (name, _), placer in self._placers.items():
             if name in self._outcome.failed:
                 self._outcome.feasibilities.append(placer.feasibility)

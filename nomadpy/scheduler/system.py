@@ -21,7 +21,7 @@ from nomadpy.scheduler.feasibility import in_datacenters
 from nomadpy.scheduler.fit import terminal
 from nomadpy.scheduler.node_table import NodeTable
 from nomadpy.scheduler.placement import GroupPlacer
-from nomadpy.scheduler.preemption import Preemptor
+from nomadpy.scheduler.preemption import Preemptor, spare_needless
 from nomadpy.scheduler.reconcile_groups import UPDATING
 from nomadpy.scheduler.reconcile_nodes import NodeWork, reconcile_nodes
 from nomadpy.scheduler.settings import effective_config, may_preempt
@@ -134,6 +134,8 @@ class _NodePass:
                 place.previous,
                 canary=place.group in canaries,
             )
+        if self._outcome.evicted:
+            spare_needless(cluster, self._outcome)
         for name in self._outcome.failed:
             self._outcome.feasibilities.append(placers[name].feasibility)
         self._conclude_rollout()

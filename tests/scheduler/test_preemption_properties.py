@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from itertools import combinations
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from preemption_world import a_world, sized
 from scheduling_world import static_port
@@ -141,7 +141,16 @@ jobs = st.lists(
 )
 
 
+# The last of four evicts a large one, after which three small ones went for nothing.
+_NEEDLESS = [
+    *[("service", 10, 400, 800, 1, False)] * 3,
+    ("service", 20, 400, 5200, 1, False),
+    ("service", 30, 400, 800, 4, False),
+]
+
+
 @given(asked=jobs, nodes=st.integers(1, 4))
+@example(asked=_NEEDLESS, nodes=1)
 @settings(max_examples=80, deadline=None)
 def test_whoever_is_evicted_was_in_the_way_and_much_less_important(
     asked: list[tuple[str, int, int, int, int, bool]], nodes: int
