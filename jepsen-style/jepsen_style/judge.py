@@ -8,7 +8,7 @@ import msgspec
 
 from jepsen_style import report
 from jepsen_style.checker.logs import check_logs
-from jepsen_style.checker.perf import check_liveness, check_perf
+from jepsen_style.checker.perf import check_liveness, check_perf, faults
 from jepsen_style.checker.recovery import check_recovery
 from jepsen_style.checker.result import Result, worst
 from jepsen_style.history import History, read_history
@@ -27,7 +27,8 @@ def judge(run: Run, history: History, logs: dict[str, str]) -> list[Result]:
         check_perf(history),
     ]
     if logs:
-        results.append(check_logs(logs))
+        starved = any(what.startswith("cgroup-") for _, _, what in faults(history))
+        results.append(check_logs(logs, starved=starved))
     return results
 
 

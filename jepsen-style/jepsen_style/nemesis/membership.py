@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from abc import abstractmethod
 
 from jepsen_style.checker.monotonic import RESTARTS
 from jepsen_style.cluster import HostDaemon, OwnCluster
@@ -30,8 +31,9 @@ class _Membership(Nemesis):
         self._begun = True
         return self._strike(source)
 
+    @abstractmethod
     def _strike(self, source: Entropy) -> str:
-        raise NotImplementedError
+        """Change who belongs to the cluster; return in words how."""
 
     def end(self) -> None:
         if not self._begun:

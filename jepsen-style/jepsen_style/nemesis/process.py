@@ -14,13 +14,17 @@ ANSWER_S = 15.0
 HURRY_S = 5.0
 
 
-class Kill(Nemesis):
-    """SIGKILL; started again at the end."""
+class _OnTarget(Nemesis):
+    """What strikes some nodes, and forgets them at the end."""
 
     def __init__(self, cluster: OwnCluster, note: Note, target: Target) -> None:
         super().__init__(cluster, note)
         self._target = target
         self._struck: list[str] = []
+
+
+class Kill(_OnTarget):
+    """SIGKILL; started again at the end."""
 
     def begin(self, source: Entropy) -> str:
         self._struck = targets(self.cluster, self._target, source)
@@ -35,13 +39,8 @@ class Kill(Nemesis):
         self._struck = []
 
 
-class Pause(Nemesis):
+class Pause(_OnTarget):
     """SIGSTOP, then SIGCONT: the process does not know that time has passed."""
-
-    def __init__(self, cluster: OwnCluster, note: Note, target: Target) -> None:
-        super().__init__(cluster, note)
-        self._target = target
-        self._struck: list[str] = []
 
     def begin(self, source: Entropy) -> str:
         self._struck = targets(self.cluster, self._target, source)
