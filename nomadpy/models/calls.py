@@ -407,6 +407,66 @@ class ExecStart(_Call, frozen=True, kw_only=True, omit_defaults=True):
     token: str = ""
 
 
+class ClientHostVolumeCreateRequest(_Call, frozen=True, kw_only=True, omit_defaults=True):
+    """ClientHostVolume.Create: make a volume on the node, by one of its plugins; made before under this id, it is answered again.
+
+    Capacities in bytes, 0: not asked for. host_path "": the node chooses.
+    """
+
+    id: str
+    name: str
+    node_id: str
+    plugin_id: str
+    namespace: str = "default"
+    host_path: str = ""
+    requested_capacity_min_bytes: int = 0
+    requested_capacity_max_bytes: int = 0
+    parameters: dict[str, str] = {}
+
+
+class ClientHostVolumeCreateReply(_Call, frozen=True, kw_only=True, omit_defaults=True):
+    """host_path: where it is on the node. capacity_bytes: 0 when the plugin sets no bound."""
+
+    volume_name: str
+    volume_id: str
+    host_path: str
+    capacity_bytes: int = 0
+
+
+class ClientHostVolumeRegisterRequest(_Call, frozen=True, kw_only=True, omit_defaults=True):
+    """ClientHostVolume.Register: a directory that is on the node already becomes a volume there."""
+
+    id: str
+    name: str
+    node_id: str
+    host_path: str
+    namespace: str = "default"
+    capacity_bytes: int = 0
+    parameters: dict[str, str] = {}
+
+
+class ClientHostVolumeDeleteRequest(_Call, frozen=True, kw_only=True, omit_defaults=True):
+    """ClientHostVolume.Delete: the volume and what its plugin made of it. One that is not there is no error.
+
+    plugin_id "": it was registered, so its directory stays.
+    """
+
+    id: str
+    name: str
+    node_id: str
+    plugin_id: str = ""
+    namespace: str = "default"
+    host_path: str = ""
+    parameters: dict[str, str] = {}
+
+
+class ClientHostVolumeDeleteReply(_Call, frozen=True, kw_only=True, omit_defaults=True):
+    """What was deleted."""
+
+    volume_name: str
+    volume_id: str
+
+
 class Empty(_Call, frozen=True, kw_only=True, omit_defaults=True):
     """Nothing."""
 

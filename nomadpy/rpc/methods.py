@@ -235,6 +235,28 @@ _TABLE: list[Method] = [
     Method(name="Client.MetaApply", request=calls.ClientMetaApply, where="node"),
     Method(name="ClientAlloc.Signal", request=calls.AllocSignal, where="node"),
     Method(name="ClientAlloc.Restart", request=calls.AllocRestart, where="node"),
+    # what servers have the node do with its volumes
+    Method(
+        name="ClientHostVolume.Create",
+        request=calls.ClientHostVolumeCreateRequest,
+        reply=calls.ClientHostVolumeCreateReply,
+        where="node",
+        roles=SERVERS,
+    ),
+    Method(
+        name="ClientHostVolume.Register",
+        request=calls.ClientHostVolumeRegisterRequest,
+        reply=calls.Empty,
+        where="node",
+        roles=SERVERS,
+    ),
+    Method(
+        name="ClientHostVolume.Delete",
+        request=calls.ClientHostVolumeDeleteRequest,
+        reply=calls.ClientHostVolumeDeleteReply,
+        where="node",
+        roles=SERVERS,
+    ),
     Method(name="FS.List", request=calls.FileRead, where="node"),
     Method(name="FS.Stat", request=calls.FileRead, where="node"),
     *(
