@@ -42,11 +42,30 @@ class TaskPaths(msgspec.Struct, frozen=True, kw_only=True):
     logs: str
 
 
+class TaskMount(msgspec.Struct, frozen=True, kw_only=True):
+    """A path of the host that the task is to see. task_path: where; drivers without a file system of their own leave it out."""
+
+    host_path: str
+    task_path: str
+    read_only: bool = False
+    propagation: str = ""
+
+
+class TaskDevice(msgspec.Struct, frozen=True, kw_only=True):
+    """A device node of the host that the task may use. permissions: of `r`, `w` and `m` (mknod)."""
+
+    host_path: str
+    task_path: str
+    permissions: str = "rwm"
+
+
 class TaskConfig(msgspec.Struct, frozen=True, kw_only=True):
     """All that a driver needs to start one task; everything is interpolated already.
 
     id: ALLOC_ID/TASK, unique on the node over time together with `attempt`. config: the job's free map.
     env: NAME to value, NOMAD_* included, with host paths (docker translates them to the container's).
+    mounts, devices: what others than the job's config give the task: host volumes, device plugins. device_env: those of
+    `env` that came from device plugins.
     log_max_files, log_max_file_mb: rotation of `<task>.<stdout|stderr>.<n>` under paths.logs.
     kill_timeout_s: only a hint here; `stop` has its own.
     """
@@ -65,6 +84,9 @@ class TaskConfig(msgspec.Struct, frozen=True, kw_only=True):
     user: str = ""
     resources: AllocatedTaskResources | None = None
     ports: list[PortMapping] = []
+    mounts: list[TaskMount] = []
+    devices: list[TaskDevice] = []
+    device_env: dict[str, str] = {}
     paths: TaskPaths
     log_max_files: int = 10
     log_max_file_mb: int = 10
