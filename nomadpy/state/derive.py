@@ -153,8 +153,7 @@ def _count_summaries(tx: Transaction, changes: list[Change], allocs: list[Change
             for group in job.task_groups or []:
                 if counts is not None:
                     counts.setdefault(group.name, _Counts())
-    for change in allocs:
-        _count_alloc(tx, groups, change)
+    _count_allocs(tx, groups, allocs)
     for change in changes:
         if change.table == "evals" and change.after is not None:
             _count_queued(tx, groups, change.after)
@@ -199,27 +198,60 @@ def _close(tx: Transaction, key: JobKey, counts: dict[str, _Counts]) -> None:
         tx.put(schema.JOB_SUMMARIES, key, summary)
 
 
-def _count_alloc(tx: Transaction, groups: dict[JobKey, dict[str, _Counts]], change: Change) -> None:
-    before: Allocation | None = change.before
-    after: Allocation | None = change.after
-    row = before if after is None else after
-    assert row is not None
-    key = (row.namespace, row.job_id)
-    summary = tx.job_summary(*key)
-    if summary is None:
-        return
-    old, new = _place(before, summary), _place(after, summary)
-    if old == new:
+def _count_allocs(
+    tx: Transaction, groups: dict[JobKey, dict[str, _Counts]], allocs: list[Change]
+) -> None:
+    """Count each change in order; arrivals of one kind in a row, as plans bring them, are counted together."""
+    key: JobKey | None = None
+    summary: JobSummary | None = None
+    arrived: tuple[str, str] | None = None
+    number = 0
+    for change in allocs:
+        before: Allocation | None = change.before
+        after: Allocation | None = change.after
+        row = before if after is None else after
+        assert row is not None
+        if key is None or row.job_id != key[1] or row.namespace != key[0]:
+            _count_arrivals(tx, groups, key, arrived, number)
+            arrived, number = None, 0
+            key = (row.namespace, row.job_id)
+            summary = tx.job_summary(*key)
+        if summary is None:
+            continue
+        old, new = _place(before, summary), _place(after, summary)
+        if before is None and new == arrived:
+            number += 1
+            continue
+        _count_arrivals(tx, groups, key, arrived, number)
+        arrived, number = None, 0
+        if before is None:
+            arrived, number = new, 1
+        elif old != new:
+            counts = _open(tx, groups, key)
+            assert counts is not None
+            if old is not None and (after is not None or old[1] not in _STAYS_COUNTED):
+                counts.setdefault(old[0], _Counts()).add(old[1], -1)
+            if new is not None:
+                counts.setdefault(new[0], _Counts()).add(new[1], 1)
+    _count_arrivals(tx, groups, key, arrived, number)
+
+
+def _count_arrivals(
+    tx: Transaction,
+    groups: dict[JobKey, dict[str, _Counts]],
+    key: JobKey | None,
+    place: tuple[str, str] | None,
+    number: int,
+) -> None:
+    """New allocations of one job, all in one place of its summary; those that wait to be placed are as many fewer."""
+    if key is None or place is None:
         return
     counts = _open(tx, groups, key)
     assert counts is not None
-    if old is not None and (after is not None or old[1] not in _STAYS_COUNTED):
-        counts.setdefault(old[0], _Counts()).add(old[1], -1)
-    if new is not None:
-        group = counts.setdefault(new[0], _Counts())
-        group.add(new[1], 1)
-        if before is None and new[1] == "pending" and group.queued:
-            group.queued -= 1
+    group = counts.setdefault(place[0], _Counts())
+    group.add(place[1], number)
+    if place[1] == "pending":
+        group.queued = max(0, group.queued - number)
 
 
 def _place(alloc: Allocation | None, summary: JobSummary) -> tuple[str, str] | None:

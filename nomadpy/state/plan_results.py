@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 import msgspec
 
-from nomadpy.models.allocation import Allocation
+from nomadpy.models.allocation import Allocation, AllocDeploymentStatus
 from nomadpy.models.job import Job
 from nomadpy.models.plan import AllocStop, Plan
 from nomadpy.state import deployments, evals, schema
@@ -42,10 +42,48 @@ def _upsert(tx: Transaction, plan: Plan) -> str:
             deployments.set_status(tx, update.deployment_id, update.status, update.description)
     for stop in plan.stops:
         _stop(tx, stop)
-    for alloc in plan.placements:
-        _place(tx, alloc, job)
+    _place_all(tx, plan.placements, job)
     evals.upsert(tx, plan.evaluations)
     return ""
+
+
+def _place_all(tx: Transaction, placements: Iterable[Allocation], job: Job | None) -> None:
+    """Place in order. New ones that stand alone are stored together: a plan may bring thousands."""
+    present = tx.rows(schema.ALLOCS).get
+    alone: dict[str, Allocation] = {}
+    for alloc in placements:
+        if (
+            alloc.job is None
+            and not alloc.previous_allocation
+            and alloc.preempted_allocations is None
+            and alloc.deployment_status is None
+            and alloc.id not in alone
+            and present(alloc.id) is None
+        ):
+            alone[alloc.id] = _new(tx, alloc, job, None)
+            continue
+        tx.insert(schema.ALLOCS, alone)
+        alone = {}
+        _place(tx, alloc, job)
+        present = tx.rows(schema.ALLOCS).get
+    tx.insert(schema.ALLOCS, alone)
+
+
+def _new(
+    tx: Transaction, alloc: Allocation, job: Job | None, health: AllocDeploymentStatus | None
+) -> Allocation:
+    return msgspec.structs.replace(
+        alloc,
+        job=job,
+        desired_status=alloc.desired_status or "run",
+        client_status=alloc.client_status or "pending",
+        deployment_status=health,
+        create_index=tx.index,
+        modify_index=tx.index,
+        alloc_modify_index=tx.index,
+        create_time=tx.now_ns,
+        modify_time=tx.now_ns,
+    )
 
 
 def _stop(tx: Transaction, stop: AllocStop) -> None:
@@ -80,18 +118,7 @@ def _place(tx: Transaction, alloc: Allocation, planned: Job | None) -> None:
     if health is not None and (existing is None or health != existing.deployment_status):
         health = msgspec.structs.replace(health, modify_index=tx.index)
     if existing is None:
-        stored = msgspec.structs.replace(
-            alloc,
-            job=_shared(tx, alloc, planned),
-            desired_status=alloc.desired_status or "run",
-            client_status=alloc.client_status or "pending",
-            deployment_status=health,
-            create_index=tx.index,
-            modify_index=tx.index,
-            alloc_modify_index=tx.index,
-            create_time=tx.now_ns,
-            modify_time=tx.now_ns,
-        )
+        stored = _new(tx, alloc, _shared(tx, alloc, planned), health)
     else:
         # Lost and unknown are the scheduler's words; all other statuses are the client's, and the end is the end.
         marked = (

@@ -94,6 +94,18 @@ class Transaction(Reads):
         before = self._writer(spec).put(key, row)
         self._note(spec.name, key, before, row)
 
+    def insert(self, spec: TableSpec[K, V], rows: dict[K, V]) -> None:
+        """Insert rows under keys that the table does not have."""
+        if not rows:
+            return
+        self._writer(spec).insert(rows)
+        name, changes = spec.name, self._changes
+        for key, row in rows.items():
+            place = (name, key)
+            first = changes.get(place)
+            before = None if first is None else first.before
+            changes[place] = Change(name, key, before, row)
+
     def delete(self, spec: TableSpec[K, V], key: K) -> V | None:
         """Remove a row and return it; None when there was none."""
         if self.rows(spec).get(key) is None:

@@ -267,6 +267,28 @@ class TableWriter(Generic[K, V]):
             self._mark(key, present=True)
         return before
 
+    def insert(self, rows: dict[K, V]) -> None:
+        """Insert rows under keys that the table does not have; as `put` for each, at half the cost."""
+        self._rows.update(rows)
+        for name, index_of in self.spec.indexes.items():
+            members: dict[Any, dict[K, None]] = {}
+            for key, row in rows.items():
+                index_key = index_of(row)
+                if index_key is None:
+                    continue
+                found = members.get(index_key)
+                if found is None:
+                    members[index_key] = {key: None}
+                else:
+                    found[key] = None
+            for index_key, keys in members.items():
+                self._opened(name, index_key).update(keys)
+        if self._came_and_went.keys().isdisjoint(rows):
+            self._came_and_went.update(dict.fromkeys(rows, True))
+        else:
+            for key in rows:
+                self._mark(key, present=True)
+
     def delete(self, key: K) -> V | None:
         """Remove a row; return it, or None when there was none."""
         before = self._rows.get(key)
@@ -327,13 +349,17 @@ class TableWriter(Generic[K, V]):
         return self._indexes[index].get(index_key, _NO_MEMBERS)
 
     def _change(self, index: str, index_key: IndexKey, key: K, *, present: bool) -> None:
-        members = self._open[index].get(index_key)
-        if members is None:
-            members = self._open[index][index_key] = self._set(index, index_key).mutate()
+        members = self._opened(index, index_key)
         if present:
             members[key] = None
         else:
             del members[key]
+
+    def _opened(self, index: str, index_key: IndexKey) -> immutables.MapMutation[Any, None]:
+        members = self._open[index].get(index_key)
+        if members is None:
+            members = self._open[index][index_key] = self._set(index, index_key).mutate()
+        return members
 
     def _close(self, index: str, index_key: IndexKey) -> None:
         self._members[index][index_key] = self._open[index].pop(index_key).finish()

@@ -95,14 +95,17 @@ _WRITES = st.lists(
 )
 
 
-@given(transactions=st.lists(st.tuples(_WRITES, st.booleans()), max_size=8))
+_ROWS = st.dictionaries(_KEYS, st.tuples(st.sampled_from(["", "red"]), st.integers(0, 3)))
+
+
+@given(transactions=st.lists(st.tuples(_WRITES, _ROWS, st.booleans()), max_size=8))
 def test_a_table_is_a_dict_with_indexes_whatever_is_written_and_whenever_it_is_listed(
-    transactions: list[tuple[list[tuple[str, Row | None]], bool]],
+    transactions: list[tuple[list[tuple[str, Row | None]], dict[str, Row], bool]],
 ) -> None:
     model: dict[str, Row] = {}
     table = filled()
     versions: list[tuple[Table[str, Row], dict[str, Row]]] = []
-    for writes, listed in transactions:
+    for writes, rows, listed in transactions:
         writer = table.writer()
         for key, row in writes:
             if row is None:
@@ -112,6 +115,9 @@ def test_a_table_is_a_dict_with_indexes_whatever_is_written_and_whenever_it_is_l
                 model[key] = row
             if listed:
                 assert list(writer.keys()) == sorted(model)
+        fresh = {key: row for key, row in rows.items() if key not in model}
+        writer.insert(fresh)
+        model.update(fresh)
         table = writer.commit()
         if listed:
             assert list(table.keys()) == sorted(model)
