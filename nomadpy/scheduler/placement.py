@@ -66,6 +66,7 @@ class GroupPlacer:
         self.ask = GroupAsk(group, oversubscribe=config.memory_oversubscription_enabled)
         self._distinct = DistinctRules(job, group)
         self._spread = SpreadScore(job, group)
+        self._distincts, self._spreads = bool(self._distinct), bool(self._spread)
         for node, name in cluster.job_allocs.values():
             self._distinct.count(node, name, 1)
             self._spread.count(node, name, 1)
@@ -86,8 +87,9 @@ class GroupPlacer:
         # The standing speaks for the places that are not in `_moved`, `_own` for those that are.
         self._moved: set[int] = set()
         self._own = Order()
-        # What metrics say of a node, until it is scored anew.
+        # What metrics say of a node, and what its score was made of, until it is scored anew.
         self._told: dict[int, NodeScoreMeta] = {}
+        self._scored: dict[int, dict[str, float]] = {}
         # All that metrics say besides scores, and how often refusals had changed when they said it.
         self._metric: tuple[tuple[int, int, int], AllocationMetric] | None = None
         self._passed = 0  # how many of the standing's keys, from the best on, have been moved
@@ -139,7 +141,7 @@ class GroupPlacer:
         """Return the choice of this very node, or None when it cannot hold an allocation of the group."""
         self._catch_up()
         index = state.index
-        problem = self._distinct.problem(state.node, state.groups) if self._distinct else ""
+        problem = self._distinct.problem(state.node, state.groups) if self._distincts else ""
         if problem:
             self._excluded.add(index, state.node, problem)
             self._retire(index)
@@ -149,7 +151,7 @@ class GroupPlacer:
         grant = self._grant(state)
         if grant is None:
             return None
-        return Choice(state, grant, self._metrics([(self._score(index), index)]))
+        return Choice(state, grant, self._metrics([(-self._score(index), index)]))
 
     def failure(self) -> AllocationMetric:
         """Return why no node could be chosen."""
@@ -191,7 +193,7 @@ class GroupPlacer:
 
     def forbidden(self, state: NodeState) -> str:
         """Why the job's other allocations keep the group off a node, or ""."""
-        return self._distinct.problem(state.node, state.groups) if self._distinct else ""
+        return self._distinct.problem(state.node, state.groups) if self._distincts else ""
 
     def lacks(self, state: NodeState) -> tuple[Amount, bool]:
         """What is missing (0 where nothing is) of cpu, memory and disk, and of the number of allocations."""
@@ -207,7 +209,7 @@ class GroupPlacer:
 
     def trial(self, state: NodeState) -> dict[str, float] | None:
         """The parts of the node's score as its state is now, None when it cannot hold one more. Takes nothing."""
-        problem = self._distinct.problem(state.node, state.groups) if self._distinct else ""
+        problem = self._distinct.problem(state.node, state.groups) if self._distincts else ""
         if problem or self.ask.shortage(state):
             return None
         try:
@@ -230,14 +232,14 @@ class GroupPlacer:
 
     def _select_best(self) -> Choice | None:
         while True:
-            if self._spread:
+            if self._spreads:
                 self._own = self._spread_order()
             top = self._top()
             if not top:
                 return None
             index = top[0][1]
             state = self._cluster.state(index)
-            problem = self._distinct.problem(state.node, state.groups) if self._distinct else ""
+            problem = self._distinct.problem(state.node, state.groups) if self._distincts else ""
             if problem:
                 self._excluded.add(index, state.node, problem)
                 self._retire(index)
@@ -265,20 +267,24 @@ class GroupPlacer:
         return Order(scores)
 
     def _top(self) -> list[tuple[float, int]]:
-        """The best few nodes in order: of the standing's that have not moved, and of those that have."""
+        """The best few nodes as keys in order: of the standing's that have not moved, and of those that have."""
         base, moved = self._base, self._moved
-        while self._passed < len(base) and base[self._passed][1] in moved:
-            self._passed += 1
+        passed, end = self._passed, len(base)
+        while passed < end and base[passed][1] in moved:
+            passed += 1
+        self._passed = passed
         top = self._own.keys[:_TOP_SCORES]
+        if passed == end or (len(top) == _TOP_SCORES and top[-1] < base[passed]):
+            return top
         wanted = _TOP_SCORES
-        for key in islice(base, self._passed, None):
+        for key in islice(base, passed, None):
             if key[1] not in moved:
                 top.append(key)
                 wanted -= 1
                 if not wanted:
                     break
         top.sort()
-        return [(-negative, index) for negative, index in top[:_TOP_SCORES]]
+        return top[:_TOP_SCORES]
 
     def _catch_up(self) -> None:
         """Refresh the nodes that changed since the last look."""
@@ -291,8 +297,10 @@ class GroupPlacer:
             change = log[position]
             changed.add(change.place)
             freed = freed or change.by < 0
-            self._distinct.count(change.node, change.group, change.by)
-            self._spread.count(change.node, change.group, change.by)
+            if self._distincts:
+                self._distinct.count(change.node, change.group, change.by)
+            if self._spreads:
+                self._spread.count(change.node, change.group, change.by)
         self._log_position = len(log)
         if freed:
             changed.update(self._excluded.places())
@@ -304,9 +312,10 @@ class GroupPlacer:
         """Score a node anew, or set it aside when the group no longer fits."""
         state = self._cluster.state(index)
         self._told.pop(index, None)
+        self._scored.pop(index, None)
         self._exhausted.discard(index, state.node)
         self._excluded.discard(index, state.node)
-        if self._distinct:
+        if self._distincts:
             problem = self._distinct.problem(state.node, state.groups)
             if problem:
                 self._excluded.add(index, state.node, problem)
@@ -318,7 +327,7 @@ class GroupPlacer:
             self._retire(index)
             return
         self._moved.add(index)
-        if self._spread:
+        if self._spreads:
             parts = self._parts(index)
             del parts[ALLOCATION_SPREAD]
             counted = 1 + sum(1 for name, value in parts.items() if value and name != BINPACK)
@@ -337,10 +346,13 @@ class GroupPlacer:
         total = self._packing(state)
         same = state.groups.get(self._group.name, 0)
         if not (
-            same or self._affinity or self._penalised or self._spread or self.ask.prefers_devices
+            same or self._affinity or self._penalised or self._spreads or self.ask.prefers_devices
         ):
             return total
-        return combine(self._parts(index))
+        parts = self._parts(index)
+        if not self._spreads:
+            self._scored[index] = parts
+        return combine(parts)
 
     def _parts(self, index: int) -> dict[str, float]:
         state = self._cluster.state(index)
@@ -354,21 +366,22 @@ class GroupPlacer:
         }
         if self.ask.prefers_devices:
             parts[DEVICES] = self.ask.device_affinity(state)
-        if self._spread:
+        if self._spreads:
             parts[ALLOCATION_SPREAD] = self._spread.score(self._spread.values(state.node))
         return parts
 
     def _metrics(self, top: list[tuple[float, int]]) -> AllocationMetric:
-        if self._spread:
+        """top: keys of the nodes that are told of."""
+        if self._spreads:
             self._told.clear()
         scores: list[NodeScoreMeta] = []
-        for score, index in top:
+        for negative, index in top:
             told = self._told.get(index)
             if told is None:
                 told = self._told[index] = NodeScoreMeta(
                     node_id=self._cluster.state(index).node.id,
-                    scores=self._parts(index),
-                    norm_score=score,
+                    scores=self._scored.get(index) or self._parts(index),
+                    norm_score=-negative,
                 )
             scores.append(told)
         refused = (self._filtered.changes, self._excluded.changes, self._exhausted.changes)

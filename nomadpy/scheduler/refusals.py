@@ -26,6 +26,8 @@ class Refusals:
 
     def reason(self, place: int) -> str:
         """Why the node was refused, or ""."""
+        if not self.count:
+            return ""
         found = self._own.get(place)
         if found is None and self._base is not None:
             return self._base.reason(place)

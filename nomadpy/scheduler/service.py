@@ -19,7 +19,7 @@ from nomadpy.models.evaluation import Evaluation
 from nomadpy.models.job import Job, TaskGroup
 from nomadpy.models.plan import AllocStop
 from nomadpy.scheduler.alloc_sets import ACTIVE_DEPLOYMENT
-from nomadpy.scheduler.ask import GroupAsk
+from nomadpy.scheduler.ask import Grant, GroupAsk
 from nomadpy.scheduler.cluster import Cluster
 from nomadpy.scheduler.conclude import Outcome, conclude, new_allocation
 from nomadpy.scheduler.decision import Decision
@@ -133,6 +133,9 @@ class _GroupPass:
         # By group, and by version: while canaries run, what is lost comes back in the version before.
         self._placers: dict[tuple[str, int], GroupPlacer] = {}
         self._preemptors: dict[tuple[str, int], Preemptor] = {}
+        self._present: dict[str, _Version] = {}
+        # The newest plain allocation: the next one differs from it in little.
+        self._draft: tuple[_Version, Grant, Allocation] | None = None
         # Where each new allocation goes, with who makes room for it and whom it replaces.
         self._placed: list[Allocation] = []
 
@@ -199,9 +202,12 @@ class _GroupPass:
 
     def _version_for(self, place: Placement) -> _Version:
         """The version to place: the one that was last promoted, for what is lost while canaries run."""
-        deployment = self._active_deployment()
-        part = deployment is not None and place.group.name in (deployment.task_groups or {})
-        present = _Version(self._job, place.group, deployment.id if deployment and part else "")
+        present = self._present.get(place.group.name)
+        if present is None:
+            deployment = self._active_deployment()
+            part = deployment is not None and place.group.name in (deployment.task_groups or {})
+            present = _Version(self._job, place.group, deployment.id if deployment and part else "")
+            self._present[place.group.name] = present
         if not place.downgrade:
             return present
         return self._promoted_version(place) or present
@@ -247,7 +253,8 @@ class _GroupPass:
                 alloc_id=previous.id, node_id=previous.node_id, description=UPDATING
             )
         alloc = self._build(place, version, choice)
-        self._outcome.evict(name, alloc.id, choice.evicted)
+        if choice.evicted:
+            self._outcome.evict(name, alloc.id, choice.evicted)
         self._outcome.placements.append(alloc)
         self._placed.append(alloc)
         cluster.place(choice.state, alloc, choice.grant.amount)
@@ -301,6 +308,23 @@ class _GroupPass:
 
     def _build(self, place: Placement, version: _Version, choice: Choice) -> Allocation:
         previous, group = place.previous, version.group
+        plain = (
+            previous is None
+            and not place.canary
+            and not choice.evicted
+            and version.job is self._job
+        )
+        draft = self._draft
+        if plain and draft is not None and draft[0] is version and draft[1] is choice.grant:
+            node = choice.state.node
+            return msgspec.structs.replace(
+                draft[2],
+                id=self._entropy.uuid(),
+                name=place.name,
+                node_id=node.id,
+                node_name=node.name,
+                metrics=choice.metrics,
+            )
         tracker: RescheduleTracker | None = None
         if previous is not None:
             tracker = previous.reschedule_tracker
@@ -325,6 +349,8 @@ class _GroupPass:
             )
         if version.job is not self._job:
             alloc = msgspec.structs.replace(alloc, job=version.job)
+        if plain:
+            self._draft = (version, choice.grant, alloc)
         return alloc
 
     def _active_deployment(self) -> Deployment | None:
