@@ -12,6 +12,7 @@ from agent.alloc_sync import AllocSync
 from agent.drivers.base import Driver
 from agent.endpoints import Endpoints, Registry, TaskLogs
 from agent.garbage import GarbageCollector, GarbageLimits
+from agent.host_volumes import HostVolumes
 from agent.local_state import LocalState, NodeIdentity, SQLiteState
 from agent.registration import Fingerprint, Registration, load_identity
 from agent.runner.context import RunnerContext, StartHook
@@ -19,6 +20,7 @@ from agent.runner.hooks import standard_hooks
 from agent.server_list import ServerList
 from agent.services.certificates import Credentials, NodeProof, ServerCredentials
 from agent.task_dir import HostDirectories, TaskDirectories
+from agent.volume_mounts import uses
 from nomadpy import logs
 from nomadpy.clock import Clock
 from nomadpy.entropy import Entropy
@@ -35,7 +37,8 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
     """What an operator decides about a client agent.
 
     data_dir: for `client.db`; alloc_dir: for allocations. http_addr: host:port that the node's API answers at.
-    reserved: what is kept from tasks. options: free settings for drivers and fingerprints. task_certificates: False in
+    host_volumes: the static ones, by name. host_volumes_dir: where dynamic ones are made, "" for none; host_volume_plugin_dir:
+    executables that make them. reserved: what is kept from tasks. options: free settings for drivers and fingerprints. task_certificates: False in
     clusters without an authority. credentials_wait_s: how long a task's start may wait for servers to sign.
     destroy_on_exit: stop the workloads and remove their files when the agent ends (dev mode). remote_exec: whether
     users may run commands in tasks.
@@ -54,6 +57,8 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
     tls_enabled: bool = False
     reserved: NodeReservedResources = NodeReservedResources()
     host_volumes: dict[str, HostVolumeInfo] = {}
+    host_volumes_dir: str = ""
+    host_volume_plugin_dir: str = ""
     node_max_allocs: int = 0
     options: dict[str, str] = {}
     max_kill_timeout_s: float = 30.0
@@ -151,7 +156,17 @@ class Agent:
             servers=servers,
             fingerprint_interval_s=config.fingerprint_interval_s,
         )
-        self.metadata = Metadata(config.meta, self._state, self._metadata_changed)
+        self.metadata = Metadata(config.meta, self._state, self._changed)
+        self.volumes = HostVolumes(
+            self._state,
+            volumes_dir=config.host_volumes_dir,
+            plugin_dir=config.host_volume_plugin_dir,
+            node_pool=config.node_pool,
+            node_id=lambda: self._identity.id,
+            static=config.host_volumes,
+            changed=self._changed,
+            users=self._users_of_volume,
+        )
         context = RunnerContext(
             drivers=drivers,
             directories=self._directories,
@@ -211,6 +226,7 @@ class Agent:
     def register_endpoints(self, registry: Registry) -> None:
         """Serve this node's methods."""
         self._endpoints.register(registry)
+        self.volumes.serve(registry)
 
     def stats(self) -> dict[str, str]:
         """Figures for `/v1/agent/self`, durations in Go's text. Which servers are known, the caller knows better."""
@@ -229,9 +245,11 @@ class Agent:
         try:
             await self._load()
             async with asyncio.TaskGroup() as group:
+                group.create_task(self.volumes.run(), name="host-volumes")
                 group.create_task(self.sync.run(), name="alloc-sync")
-                # Servers must not hear of this node before it knows what it runs.
+                # Servers must not hear of this node before it knows what it runs, and what it has.
                 await self.sync.restored.wait()
+                await self.volumes.until_restored()
                 group.create_task(self.registration.run(), name="registration")
                 group.create_task(self._garbage.run(), name="garbage")
         finally:
@@ -241,6 +259,7 @@ class Agent:
         self._identity = await load_identity(self._state, self._entropy)
         await self.metadata.load()
         self.registration.identify(self._identity)
+        await self.volumes.load()
         await self.registration.look()
         log.info("agent starts", node_id=self.node_id, name=self.config.name)
 
@@ -258,6 +277,8 @@ class Agent:
 
     def _describe(self, found: Node) -> Node:
         config = self.config
+        # A fingerprint has looked which of the configured volumes are there.
+        static = config.host_volumes if found.host_volumes is None else found.host_volumes
         return msgspec.structs.replace(
             found,
             id=self._identity.id,
@@ -269,13 +290,22 @@ class Agent:
             tls_enabled=config.tls_enabled,
             meta=dict(self.metadata.merged),
             reserved_resources=config.reserved,
-            host_volumes=config.host_volumes or found.host_volumes,
+            attributes={**(found.attributes or {}), **self.volumes.attributes()},
+            host_volumes={**static, **self.volumes.offered()},
             node_max_allocs=config.node_max_allocs,
             links=found.links or {},
         )
 
-    def _metadata_changed(self) -> None:
+    def _changed(self) -> None:
         self.registration.refresh()
+
+    def _users_of_volume(self, name: str) -> list[str]:
+        runners = self.sync.runners.items()
+        return [
+            alloc_id
+            for alloc_id, runner in runners
+            if not runner.is_terminal and uses(runner.alloc, name)
+        ]
 
     def _proof(self) -> NodeProof:
         return NodeProof(node_id=self._identity.id, secret_id=self._identity.secret)

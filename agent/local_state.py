@@ -31,6 +31,9 @@ log = logs.get(__name__)
 
 SCHEMA_VERSION = 2
 
+_VOLUME = "volume/"
+"""Where the names of facts begin that are volumes."""
+
 T = TypeVar("T")
 
 _SCHEMA = """
@@ -59,6 +62,23 @@ class AllocRecord(msgspec.Struct, frozen=True, kw_only=True):
     tasks: dict[str, TaskRecord] = {}
     health: AllocDeploymentStatus | None = None
     since_ns: int = 0
+
+
+class VolumeRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """One dynamic volume of this node. plugin_id "": it was registered, nobody made it. path: "" until it was made.
+
+    Capacities in bytes; 0 means no bound. deleting: its removal began and has not ended well."""
+
+    id: str
+    name: str
+    namespace: str = "default"
+    plugin_id: str = ""
+    path: str = ""
+    capacity_bytes: int = 0
+    capacity_min_bytes: int = 0
+    capacity_max_bytes: int = 0
+    parameters: dict[str, str] = {}
+    deleting: bool = False
 
 
 class LocalState(Protocol):
@@ -100,6 +120,18 @@ class LocalState(Protocol):
         """Forget an allocation and its tasks."""
         ...
 
+    async def volumes(self) -> list[VolumeRecord]:
+        """The dynamic volumes of this node, in the order of ids."""
+        ...
+
+    async def put_volume(self, volume: VolumeRecord) -> None:
+        """Keep a new or changed volume."""
+        ...
+
+    async def delete_volume(self, volume_id: str) -> None:
+        """Forget a volume."""
+        ...
+
     async def close(self) -> None:
         """No more calls."""
         ...
@@ -112,6 +144,7 @@ class MemoryState:
         self._node: NodeIdentity | None = None
         self._meta: dict[str, str | None] = {}
         self._allocs: dict[str, AllocRecord] = {}
+        self._volumes: dict[str, VolumeRecord] = {}
 
     async def node(self) -> NodeIdentity | None:
         """See LocalState."""
@@ -157,6 +190,18 @@ class MemoryState:
     async def delete_alloc(self, alloc_id: str) -> None:
         """See LocalState."""
         self._allocs.pop(alloc_id, None)
+
+    async def volumes(self) -> list[VolumeRecord]:
+        """See LocalState."""
+        return [self._volumes[key] for key in sorted(self._volumes)]
+
+    async def put_volume(self, volume: VolumeRecord) -> None:
+        """See LocalState."""
+        self._volumes[volume.id] = volume
+
+    async def delete_volume(self, volume_id: str) -> None:
+        """See LocalState."""
+        self._volumes.pop(volume_id, None)
 
     async def close(self) -> None:
         """See LocalState."""
@@ -253,6 +298,18 @@ class SQLiteState:
 
         await self._run(work)
 
+    async def volumes(self) -> list[VolumeRecord]:
+        """See LocalState. A record that is damaged is left out with an error in the log; its directory stays."""
+        return await self._run(_read_volumes)
+
+    async def put_volume(self, volume: VolumeRecord) -> None:
+        """See LocalState."""
+        await self._put_fact(_VOLUME + volume.id, msgspec.msgpack.encode(volume))
+
+    async def delete_volume(self, volume_id: str) -> None:
+        """See LocalState."""
+        await self._execute("DELETE FROM facts WHERE name = ?", (_VOLUME + volume_id,))
+
     async def close(self) -> None:
         """See LocalState."""
         await asyncio.get_running_loop().run_in_executor(self._thread, self._database.close)
@@ -332,6 +389,20 @@ def _read_allocs(database: sqlite3.Connection) -> list[AllocRecord]:
             log.error("allocation record unreadable", alloc_id=alloc_id, error=str(cause))
             continue
         found.append(record_)
+    return found
+
+
+def _read_volumes(database: sqlite3.Connection) -> list[VolumeRecord]:
+    found: list[VolumeRecord] = []
+    rows = database.execute("SELECT name, value FROM facts ORDER BY name").fetchall()
+    for name, raw in rows:
+        if not str(name).startswith(_VOLUME):
+            continue
+        try:
+            sound = _opened(raw, "fact", name)
+            found.append(msgspec.msgpack.decode(sound, type=VolumeRecord))
+        except (msgspec.MsgspecError, DamagedError) as cause:
+            log.error("volume record unreadable", record=name, error=str(cause))
     return found
 
 

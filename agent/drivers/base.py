@@ -59,6 +59,20 @@ class TaskDevice(msgspec.Struct, frozen=True, kw_only=True):
     permissions: str = "rwm"
 
 
+class TaskVolume(msgspec.Struct, frozen=True, kw_only=True):
+    """A directory of the node that the task gets. name: what the node calls it. path: absolute, on the host.
+
+    target: where the task wants it, as its driver understands paths. propagation: private | host-to-task | bidirectional.
+    """
+
+    name: str
+    path: str
+    target: str
+    read_only: bool = False
+    propagation: str = "private"
+    selinux_label: str = ""
+
+
 class TaskConfig(msgspec.Struct, frozen=True, kw_only=True):
     """All that a driver needs to start one task; everything is interpolated already.
 
@@ -67,7 +81,7 @@ class TaskConfig(msgspec.Struct, frozen=True, kw_only=True):
     mounts, devices: what others than the job's config give the task: host volumes, device plugins. device_env: those of
     `env` that came from device plugins.
     log_max_files, log_max_file_mb: rotation of `<task>.<stdout|stderr>.<n>` under paths.logs.
-    kill_timeout_s: only a hint here; `stop` has its own.
+    volumes: only for a start. kill_timeout_s: only a hint here; `stop` has its own.
     """
 
     id: str
@@ -88,6 +102,7 @@ class TaskConfig(msgspec.Struct, frozen=True, kw_only=True):
     devices: list[TaskDevice] = []
     device_env: dict[str, str] = {}
     paths: TaskPaths
+    volumes: list[TaskVolume] = []
     log_max_files: int = 10
     log_max_file_mb: int = 10
     log_disabled: bool = False

@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from agent.drivers.base import DriverError, TaskConfig
+from agent.drivers.base import DriverError, TaskConfig, TaskVolume
 from agent.drivers.config_schema import decode, faults, seconds
 from agent.drivers.docker_policy import (
     DEFAULT_CAPS,
@@ -31,6 +31,7 @@ _MAX_CPU_SHARES = 262144
 # While no agent follows the log, the daemon's own files are all there is.
 _DEFAULT_LOGGING = {"max-file": "2", "max-size": "20m"}
 _READABLE_LOGGING = frozenset(("json-file", "local", "journald"))
+_PROPAGATION = {"private": "rprivate", "host-to-task": "rslave", "bidirectional": "rshared"}
 ALLOC_DIR, TASK_DIR, SECRETS_DIR = "/alloc", "/local", "/secrets"
 
 
@@ -347,7 +348,39 @@ def _binds(
             source = _host_path(source, task, policy, resolve)
         options = [*mode, *([label] if label and not mode else [])]
         binds.append(":".join([source, _target(target), *options]))
-    return binds
+    return binds + [
+        _labelled_bind(v, task, label) for v in task.volumes if v.selinux_label or label
+    ]
+
+
+def _labelled_bind(volume: TaskVolume, task: TaskConfig, label: str) -> str:
+    """A volume as a bind: only this form can say which SELinux label the directory is to get."""
+    target = _volume_target(volume, task)
+    for path in (volume.path, target):
+        if ":" in path:
+            raise ConfigRefusedError(f"a colon in {path!r} cannot be mounted")
+    options = [
+        "ro" if volume.read_only else "rw",
+        _PROPAGATION[volume.propagation],
+        volume.selinux_label or label,
+    ]
+    return f"{volume.path}:{target}:{','.join(options)}"
+
+
+def _volume_mount(volume: TaskVolume, task: TaskConfig) -> dict[str, Any]:
+    """A volume of the node. The operator offers it by name, so it needs no volumes.enabled."""
+    return {
+        "Type": "bind",
+        "Source": volume.path,
+        "Target": _volume_target(volume, task),
+        "ReadOnly": volume.read_only,
+        "BindOptions": {"Propagation": _PROPAGATION[volume.propagation]},
+    }
+
+
+def _volume_target(volume: TaskVolume, task: TaskConfig) -> str:
+    """Where it is inside the container; a destination within the task's own folders has host paths so far."""
+    return _target(posixpath.normpath(_translated(volume.target, task)))
 
 
 def _mounts(
@@ -356,7 +389,11 @@ def _mounts(
     policy: DockerPolicy,
     resolve: Callable[[str], str],
 ) -> list[dict[str, Any]]:
-    return [_mount(m, task, policy, resolve) for m in (*config.mount, *config.mounts)]
+    labelled = bool(policy.volumes.selinuxlabel)
+    return [
+        *(_mount(m, task, policy, resolve) for m in (*config.mount, *config.mounts)),
+        *(_volume_mount(v, task) for v in task.volumes if not (v.selinux_label or labelled)),
+    ]
 
 
 def _mount(
@@ -410,24 +447,25 @@ def _target(target: str) -> str:
 
 def _environment(task: TaskConfig) -> dict[str, str]:
     """The task's environment with the container's view of its folders."""
+    return {
+        **{name: _translated(value, task) for name, value in task.env.items()},
+        "NOMAD_ALLOC_DIR": ALLOC_DIR,
+        "NOMAD_TASK_DIR": TASK_DIR,
+        "NOMAD_SECRETS_DIR": SECRETS_DIR,
+    }
+
+
+def _translated(value: str, task: TaskConfig) -> str:
+    """A host path within the task's folders as the container sees it; anything else as it is."""
     inside = {
         task.paths.alloc: ALLOC_DIR,
         task.paths.local: TASK_DIR,
         task.paths.secrets: SECRETS_DIR,
     }
-    translated = {}
-    for name, value in task.env.items():
-        for host_path, container_path in inside.items():
-            if value == host_path or value.startswith(f"{host_path}/"):
-                value = container_path + value[len(host_path) :]
-                break
-        translated[name] = value
-    return {
-        **translated,
-        "NOMAD_ALLOC_DIR": ALLOC_DIR,
-        "NOMAD_TASK_DIR": TASK_DIR,
-        "NOMAD_SECRETS_DIR": SECRETS_DIR,
-    }
+    for host_path, container_path in inside.items():
+        if value == host_path or value.startswith(f"{host_path}/"):
+            return container_path + value[len(host_path) :]
+    return value
 
 
 def _labels(task: TaskConfig) -> dict[str, str]:

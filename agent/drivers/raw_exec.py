@@ -32,6 +32,7 @@ from agent.drivers.base import (
 from agent.drivers.config_schema import decode, faults
 from agent.drivers.supervisor import process
 from agent.drivers.supervisor.client import SupervisorClient, SupervisorGoneError
+from agent.drivers.volume_links import link_volumes
 from agent.stats import ProcessSampler
 from nomadpy import logs
 from nomadpy.clock import Clock
@@ -146,6 +147,7 @@ class RawExecDriver:
         if found := self.validate(task.config):
             raise DriverError(f"failed to parse config: {'; '.join(found)}")
         request = await asyncio.to_thread(self._request, task)
+        await asyncio.to_thread(link_volumes, task)
         client = self._client(task)
         key = _key(task)
         await self._clear(client, key)

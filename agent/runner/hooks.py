@@ -1,7 +1,7 @@
 """The steps between a task's directories and its start that need nothing but files, and what we refuse.
 
 A block of the job that this agent cannot honour fails the task with a clear event: a task that runs without its
-template or volume would be worse.
+template or secret would be worse.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class UnsupportedBlocks:
     """Refuses tasks with blocks that no other hook of this agent takes care of."""
 
     def __init__(self, *supported: str) -> None:
-        """supported: names among template, artifact, volume_mount, vault."""
+        """supported: names among template, artifact, vault."""
         self._supported = frozenset(supported)
 
     async def prepare(
@@ -57,7 +57,6 @@ class UnsupportedBlocks:
         asked = {
             "template": task.templates,
             "artifact": task.artifacts,
-            "volume_mount": task.volume_mounts,
             "vault": task.vault,
         }
         for name, block in asked.items():

@@ -8,8 +8,11 @@ point finds out afterwards what may have happened.
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any, Protocol, runtime_checkable
+
+import msgspec
 
 from agent import task_env
 from agent.drivers.base import (
@@ -21,6 +24,7 @@ from agent.drivers.base import (
     TaskConfig,
     TaskHandle,
     TaskNotFoundError,
+    TaskVolume,
 )
 from agent.runner import events, restarts
 from agent.runner import task_machine as machine
@@ -28,6 +32,8 @@ from agent.runner.context import RunnerContext, SetupError
 from agent.runner.task_machine import Phase, TaskMachine, TaskRecord, TaskSpec
 from agent.server_list import Backoff
 from agent.services.certificates import CredentialsError
+from agent.task_env import TaskEnvironment
+from agent.volume_mounts import task_volumes
 from nomadpy import logs
 from nomadpy.errors import DefiniteError, NomadError, NotFoundError
 from nomadpy.models.allocation import Allocation, TaskState
@@ -270,11 +276,24 @@ class TaskRunner:
         for hook in context.hooks:
             extra.update(await hook.prepare(alloc, task, paths, self._say))
         extra.update(await context.credentials.prepare(alloc, task, self._say))
-        config = self._task_config(extra, attempt=self.machine.record.attempt + 1)
+        environment = self._environment(extra)
+        config = self._task_config(environment, attempt=self.machine.record.attempt + 1)
         faults = driver.validate(config.config)
         if faults:
             raise SetupError(f"failed to parse config: {'; '.join(faults)}")
-        self._config = config
+        self._config = msgspec.structs.replace(config, volumes=await self._volumes(environment))
+
+    async def _volumes(self, environment: TaskEnvironment) -> list[TaskVolume]:
+        """What the task wants mounted. Raises SetupError for a volume that is not there: an empty directory
+        in its place would look like lost data."""
+        on_node = self._context.node().host_volumes or {}
+        volumes = task_volumes(self._alloc, self._task, on_node, environment.resolve)
+        for volume in volumes:
+            if not await asyncio.to_thread(os.path.isdir, volume.path):
+                raise SetupError(
+                    f"volume {volume.name!r}: {volume.path} is not a directory", recoverable=True
+                )
+        return volumes
 
     async def _launch(self) -> None:
         assert self._config is not None
@@ -404,14 +423,16 @@ class TaskRunner:
 
     def _present_config(self) -> TaskConfig:
         """The config of the start that an earlier agent process made, as far as it can be known."""
-        return self._task_config({}, attempt=self.machine.record.attempt)
+        return self._task_config(self._environment({}), attempt=self.machine.record.attempt)
 
-    def _task_config(self, extra: dict[str, str], *, attempt: int) -> TaskConfig:
+    def _environment(self, extra: dict[str, str]) -> TaskEnvironment:
         alloc, task, node = self._alloc, self._task, self._context.node()
         paths = self._context.directories.paths(alloc.id, task.name)
-        environment = task_env.build(
-            alloc, task, node, paths, region=self._context.region, extra=extra
-        )
+        return task_env.build(alloc, task, node, paths, region=self._context.region, extra=extra)
+
+    def _task_config(self, environment: TaskEnvironment, *, attempt: int) -> TaskConfig:
+        alloc, task, node = self._alloc, self._task, self._context.node()
+        paths = self._context.directories.paths(alloc.id, task.name)
         config = environment.resolve_all(task.config or {})
         assert isinstance(config, dict)
         log_config = task.log_config

@@ -14,7 +14,7 @@ _SINKS = "metrics are read from /v1/metrics"
 _RAFT_STORE = "the log has one store"
 _TEMPLATES = "template and artifact blocks are not part of this version"
 _BRIDGE = "bridge networks are not part of this version: tasks use the host's network"
-_VOLUMES = "dynamic host volumes are not part of this version"
+_VOLUMES = "a volume's data outlives its node's record; delete the volume first"
 _TUNING = "it has one fixed value in this version"
 _JOIN = "servers are tried again until they answer, without a pause to set"
 _SEARCH = "searches have fixed limits in this version"
@@ -57,8 +57,6 @@ REASONS: dict[str, str] = {
     "client.gc_parallel_destroys": _TUNING,
     "client.gc_volumes_on_node_gc": _VOLUMES,
     "client.host_network": _HOSTNET,
-    "client.host_volume_plugin_dir": _VOLUMES,
-    "client.host_volumes_dir": _VOLUMES,
     "client.log_file": _LOGS,
     "client.no_host_uuid": "a node's id is always its own",
     "client.nomad_service_discovery": "service registrations are not part of this version",

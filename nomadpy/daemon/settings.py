@@ -140,10 +140,9 @@ def agent_config(config: Config, http: str, servers: list[str]) -> AgentConfig:
             disk=NodeReservedDiskResources(disk_mb=reserved.disk),
             networks=NodeReservedNetworkResources(reserved_host_ports=reserved.reserved_ports),
         ),
-        host_volumes={
-            name: HostVolumeInfo(name=name, path=volume.path, read_only=volume.read_only)
-            for name, volume in client.host_volume.items()
-        },
+        host_volumes=_static_volumes(config),
+        host_volumes_dir=client.host_volumes_dir,
+        host_volume_plugin_dir=client.host_volume_plugin_dir,
         node_max_allocs=client.node_max_allocs,
         options=client.options,
         max_kill_timeout_s=client.max_kill_timeout / 1e9,
@@ -178,6 +177,14 @@ def fingerprint_config(config: Config, http: str) -> FingerprintConfig:
         reserved_ports=reserved.reserved_ports,
         min_dynamic_port=client.min_dynamic_port,
         max_dynamic_port=client.max_dynamic_port,
+        host_volumes=_static_volumes(config),
         http_addr=http,
         version=NOMAD_COMPATIBLE,
     )
+
+
+def _static_volumes(config: Config) -> dict[str, HostVolumeInfo]:
+    return {
+        name: HostVolumeInfo(name=name, path=volume.path, read_only=volume.read_only)
+        for name, volume in config.client.host_volume.items()
+    }

@@ -52,7 +52,6 @@ def _task(task: Task) -> list[str]:
         for name, block in (
             ("templates", task.templates),
             ("artifacts", task.artifacts),
-            ("volume mounts", task.volume_mounts),
             ("vault", task.vault),
         )
         if block
