@@ -1,0 +1,1 @@
+"""Devices of this node: plugins that find them, hand them to tasks and measure them."""
