@@ -15,7 +15,7 @@ import msgspec
 from nomadpy.entropy import Entropy
 from nomadpy.models.allocation import Allocation, AllocationMetric, NodeScoreMeta
 from nomadpy.models.job import Job, TaskGroup
-from nomadpy.models.operator import SchedulerConfiguration
+from nomadpy.models.operator import GPU_AWARE, SchedulerConfiguration
 from nomadpy.models.resources import Resources
 from nomadpy.scheduler.ask import Grant, GroupAsk
 from nomadpy.scheduler.cluster import Cluster, NodeState
@@ -75,7 +75,11 @@ class GroupPlacer:
         for task in group.tasks or ():
             affinities.extend(task.affinities or ())
         wanted = Wanted(
-            requirements(job, group), tuple(affinities), config.scheduler_algorithm, self.ask
+            requirements(job, group),
+            tuple(affinities),
+            config.scheduler_algorithm,
+            self.ask,
+            cluster.view.per_device() if config.scheduler_algorithm == GPU_AWARE else None,
         )
         known = standing(cluster.view, wanted)
         self._packing = wanted.score
@@ -117,6 +121,8 @@ class GroupPlacer:
         The caller tells the cluster when it places what was chosen.
         """
         self._catch_up()
+        if not penalties and not preferred:
+            return self._select_best()
         if preferred:
             state = self._cluster.get(preferred)
             if state is not None:
@@ -151,7 +157,7 @@ class GroupPlacer:
         grant = self._grant(state)
         if grant is None:
             return None
-        return Choice(state, grant, self._metrics([(-self._score(index), index)]))
+        return Choice(state, grant, self._metrics([(-self._score(state), index)]))
 
     def failure(self) -> AllocationMetric:
         """Return why no node could be chosen."""
@@ -217,7 +223,7 @@ class GroupPlacer:
         except GrantError:
             return None
         state.forget_ports()
-        return self._parts(state.index)
+        return self._parts(state)
 
     def take(self, state: NodeState, scores: list[NodeScoreMeta]) -> Choice | None:
         """Return the choice of a node as its state is now, with these scores told; None when it does not hold."""
@@ -291,6 +297,18 @@ class GroupPlacer:
         log, start = self._cluster.log, self._log_position
         if start == len(log):
             return
+        if (
+            start + 1 == len(log)
+            and log[start].by > 0
+            and not self._distincts
+            and not self._spreads
+        ):
+            # One place after the other is filled: the shape of nearly every pass.
+            self._log_position = start + 1
+            place = log[start].place
+            if place >= 0 and not self._filtered.reason(place):
+                self._refresh(place)
+            return
         changed: set[int] = set()
         freed = False
         for position in range(start, len(log)):
@@ -328,34 +346,35 @@ class GroupPlacer:
             return
         self._moved.add(index)
         if self._spreads:
-            parts = self._parts(index)
+            parts = self._parts(state)
             del parts[ALLOCATION_SPREAD]
             counted = 1 + sum(1 for name, value in parts.items() if value and name != BINPACK)
             self._standing[index] = (sum(parts.values()), counted, self._spread.values(state.node))
         else:
-            self._own.put(index, self._score(index))
+            self._own.put(index, self._score(state))
 
     def _retire(self, index: int) -> None:
         self._moved.add(index)
         self._own.discard(index)
         self._standing.pop(index, None)
 
-    def _score(self, index: int) -> float:
-        """The average of the parts; `_parts` names them, this is the same without names for speed."""
-        state = self._cluster.state(index)
-        total = self._packing(state)
-        same = state.groups.get(self._group.name, 0)
+    def _score(self, state: NodeState) -> float:
+        """The average of the parts; `_parts` names them, and they are kept for `_metrics`."""
         if not (
-            same or self._affinity or self._penalised or self._spreads or self.ask.prefers_devices
+            state.groups.get(self._group.name)
+            or self._affinity
+            or self._penalised
+            or self._spreads
+            or self.ask.prefers_devices
         ):
-            return total
-        parts = self._parts(index)
+            return self._packing(state)
+        parts = self._parts(state)
         if not self._spreads:
-            self._scored[index] = parts
+            self._scored[state.index] = parts
         return combine(parts)
 
-    def _parts(self, index: int) -> dict[str, float]:
-        state = self._cluster.state(index)
+    def _parts(self, state: NodeState) -> dict[str, float]:
+        index = state.index
         parts = {
             BINPACK: self._packing(state),
             JOB_ANTI_AFFINITY: anti_affinity(
@@ -378,9 +397,10 @@ class GroupPlacer:
         for negative, index in top:
             told = self._told.get(index)
             if told is None:
+                state = self._cluster.state(index)
                 told = self._told[index] = NodeScoreMeta(
-                    node_id=self._cluster.state(index).node.id,
-                    scores=self._scored.get(index) or self._parts(index),
+                    node_id=state.node.id,
+                    scores=self._scored.get(index) or self._parts(state),
                     norm_score=-negative,
                 )
             scores.append(told)

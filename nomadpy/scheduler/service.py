@@ -382,7 +382,7 @@ class _GroupPass:
 
 def _preferred_node(place: Placement) -> str:
     """The node whose data the allocation wants to keep: that of the one it follows, when its disk is sticky."""
-    disk, previous = place.group.ephemeral_disk, place.previous
-    if disk is None or not disk.sticky or previous is None or place.rescheduled:
+    previous, disk = place.previous, place.group.ephemeral_disk
+    if previous is None or disk is None or not disk.sticky or place.rescheduled:
         return ""
     return previous.node_id
