@@ -69,6 +69,9 @@ _FSM: dict[type[Command], str] = {
     commands.Restore: "apply_restore",
     commands.Checkpoint: "apply_checkpoint",
     commands.LogFormatSet: "apply_log_format",
+    commands.HostVolumeUpsert: "apply_host_volume_register",
+    commands.HostVolumeDelete: "apply_host_volume_delete",
+    commands.VolumeClaimDelete: "apply_task_group_host_volume_claim_delete",
 }
 _TIMERS = {command: f"nomad.nomad.fsm.{name}" for command, name in _FSM.items()}
 

@@ -23,6 +23,7 @@ from nomadpy.state import (
     allocs,
     deployments,
     evals,
+    host_volumes,
     jobs,
     nodes,
     operator,
@@ -398,6 +399,18 @@ def _variable_reseal(tx: Transaction, c: commands.VariableReseal) -> None:
     operator.retire_rekeyed(tx)
 
 
+def _host_volume_upsert(tx: Transaction, c: commands.HostVolumeUpsert) -> object:
+    return host_volumes.upsert(tx, c.volumes)
+
+
+def _host_volume_delete(tx: Transaction, c: commands.HostVolumeDelete) -> None:
+    host_volumes.delete(tx, c.namespace, c.ids)
+
+
+def _volume_claim_delete(tx: Transaction, c: commands.VolumeClaimDelete) -> None:
+    host_volumes.delete_claim(tx, c.claim_id)
+
+
 def _noop(_tx: Transaction, _: commands.Noop) -> None:
     """Nothing."""
 
@@ -438,6 +451,9 @@ _HANDLERS: dict[type[Command], Callable[[Transaction, Any], object]] = {
     commands.VariableLock: _variable_lock,
     commands.VariableUnlock: _variable_unlock,
     commands.VariableReseal: _variable_reseal,
+    commands.HostVolumeUpsert: _host_volume_upsert,
+    commands.HostVolumeDelete: _host_volume_delete,
+    commands.VolumeClaimDelete: _volume_claim_delete,
 }
 
 _WHOLE_STATE: dict[type[Command], Callable[[StateMachine, int, Any], Applied | NomadError]] = {

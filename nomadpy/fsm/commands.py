@@ -17,6 +17,7 @@ import msgspec
 
 from nomadpy.models.allocation import Allocation, DesiredTransition
 from nomadpy.models.evaluation import Evaluation
+from nomadpy.models.host_volume import HostVolume
 from nomadpy.models.job import Job, JobSubmission
 from nomadpy.models.node import DrainStrategy, Node, NodeEvent, NodePool
 from nomadpy.models.operator import AutopilotConfiguration, SchedulerConfiguration
@@ -359,6 +360,25 @@ class LogFormatSet(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     version: int
 
 
+class HostVolumeUpsert(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag=39):
+    """Make host volumes known, or change them; one with a CreateIndex must be there. Value: their ids."""
+
+    volumes: list[HostVolume]
+
+
+class HostVolumeDelete(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag=40):
+    """Remove host volumes that no allocation uses, all or none, with the claims on them."""
+
+    namespace: str
+    ids: list[str]
+
+
+class VolumeClaimDelete(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag=41):
+    """Forget which volume a group holds: it may be placed anywhere again."""
+
+    claim_id: str
+
+
 Command = (
     JobRegister
     | JobDeregister
@@ -398,6 +418,9 @@ Command = (
     | Restore
     | Checkpoint
     | LogFormatSet
+    | HostVolumeUpsert
+    | HostVolumeDelete
+    | VolumeClaimDelete
 )
 
 

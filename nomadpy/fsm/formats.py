@@ -16,9 +16,9 @@ from nomadpy.errors import LogFormatError
 from nomadpy.fsm.commands import Command
 
 LOWEST = 1
-HIGHEST = 2
+HIGHEST = 3
 
-FIRST_TAGS = {1: 1, 2: 37}
+FIRST_TAGS = {1: 1, 2: 37, 3: 39}
 """Tags are given in order, so a command belongs to the newest format whose first tag is not above its own."""
 
 Formats = tuple[int, int]

@@ -14,7 +14,7 @@ from nomadpy.errors import ConflictError, InvalidRequestError, NotFoundError, Va
 from nomadpy.models.evaluation import Evaluation
 from nomadpy.models.job import Job, JobSubmission, JobVersionTag
 from nomadpy.models.scaling import ScalingEvent, ScalingPolicy
-from nomadpy.state import evals, schema
+from nomadpy.state import evals, host_volumes, schema
 from nomadpy.state.derive import recount
 from nomadpy.state.store import Transaction
 
@@ -128,11 +128,12 @@ def deregister(
 
 
 def remove(tx: Transaction, namespace: str, job_id: str) -> None:
-    """Remove a job with its versions, texts, summary and scaling events; its allocations stay. Harmless when unknown."""
+    """Remove a job with its versions, texts, summary, scaling events and claims; its allocations stay. Harmless when unknown."""
     for version in tx.job_versions(namespace, job_id):
         tx.delete(schema.JOB_VERSIONS, (namespace, job_id, version.version))
         tx.delete(schema.JOB_SUBMISSIONS, (namespace, job_id, version.version))
     tx.delete(schema.SCALING_EVENTS, (namespace, job_id))
+    host_volumes.forget_job(tx, namespace, job_id)
     tx.delete(schema.JOBS, (namespace, job_id))
 
 

@@ -15,7 +15,7 @@ import msgspec
 from nomadpy.errors import ConflictError, InvalidRequestError, NotFoundError, ValidationError
 from nomadpy.models import gotime
 from nomadpy.models.node import DrainMetadata, DrainStrategy, Node, NodeEvent, NodePool
-from nomadpy.state import schema
+from nomadpy.state import host_volumes, schema
 from nomadpy.state.store import Transaction
 
 EVENTS_KEPT = 10
@@ -60,6 +60,7 @@ def register(tx: Transaction, node: Node) -> None:
     if tx.node_pool(pool) is None:
         upsert_pools(tx, [NodePool(name=pool, node_identity_ttl=86_400 * SECOND_NS)])
     tx.put(schema.NODES, node.id, node)
+    host_volumes.follow(tx, node.id)
 
 
 def _registered_again(tx: Transaction, existing: Node, node: Node) -> Node:
@@ -108,6 +109,7 @@ def set_status(tx: Transaction, node_id: str, status: str, event: NodeEvent | No
             modify_index=tx.index,
         ),
     )
+    host_volumes.follow(tx, node_id)
 
 
 def set_drain(
@@ -200,7 +202,10 @@ def set_eligibility(
 
 def deregister(tx: Transaction, node_ids: Iterable[str]) -> None:
     """Remove nodes. Raises NotFoundError when none of them is known."""
-    gone = [tx.delete(schema.NODES, node_id) for node_id in node_ids]
+    gone = []
+    for node_id in node_ids:
+        gone.append(tx.delete(schema.NODES, node_id))
+        host_volumes.follow(tx, node_id)
     if all(node is None for node in gone):
         raise NotFoundError("node not found")
 

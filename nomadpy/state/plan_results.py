@@ -14,7 +14,7 @@ import msgspec
 from nomadpy.models.allocation import Allocation, AllocDeploymentStatus
 from nomadpy.models.job import Job
 from nomadpy.models.plan import AllocStop, Plan
-from nomadpy.state import deployments, evals, schema
+from nomadpy.state import deployments, evals, host_volumes, schema
 from nomadpy.state.store import Transaction
 
 
@@ -43,6 +43,7 @@ def _upsert(tx: Transaction, plan: Plan) -> str:
     for stop in plan.stops:
         _stop(tx, stop)
     _place_all(tx, plan.placements, job)
+    host_volumes.claim(tx, plan.placements, job)
     evals.upsert(tx, plan.evaluations)
     return ""
 

@@ -11,6 +11,7 @@ from typing import TypeVar
 from nomadpy.models.allocation import Allocation
 from nomadpy.models.deployment import Deployment
 from nomadpy.models.evaluation import Evaluation
+from nomadpy.models.host_volume import HostVolume, TaskGroupHostVolumeClaim
 from nomadpy.models.job import Job, JobSubmission, JobSummary
 from nomadpy.models.namespace import Namespace
 from nomadpy.models.node import Node, NodePool
@@ -219,6 +220,35 @@ class Reads:
     def locked_variables(self) -> list[StoredVariable]:
         """Variables that carry a lock, held or in its delay."""
         return select(self.rows(schema.VARIABLES), "locked", True)
+
+    # -- host volumes ---------------------------------------------------------------------------
+
+    def host_volume(self, namespace: str, volume_id: str) -> HostVolume | None:
+        """One dynamic host volume."""
+        return self.rows(schema.HOST_VOLUMES).get((namespace, volume_id))
+
+    def host_volumes(self, namespace: str | None = None, prefix: str = "") -> Iterator[HostVolume]:
+        """Dynamic host volumes whose id begins with `prefix`, of one namespace or all."""
+        rows = self.rows(schema.HOST_VOLUMES)
+        if namespace is not None:
+            return under(rows, namespace, prefix)
+        return (v for v in values(rows) if v.id.startswith(prefix))
+
+    def host_volumes_by_node(self, node_id: str) -> list[HostVolume]:
+        """The dynamic host volumes of one node."""
+        return select(self.rows(schema.HOST_VOLUMES), "node", node_id)
+
+    def volume_claims(self) -> Iterator[TaskGroupHostVolumeClaim]:
+        """All claims on sticky host volumes."""
+        return values(self.rows(schema.VOLUME_CLAIMS))
+
+    def volume_claims_by_job(self, namespace: str, job_id: str) -> list[TaskGroupHostVolumeClaim]:
+        """What the groups of a job hold."""
+        return select(self.rows(schema.VOLUME_CLAIMS), "job", (namespace, job_id))
+
+    def volume_claims_by_volume(self, volume_id: str) -> list[TaskGroupHostVolumeClaim]:
+        """Who holds a volume."""
+        return select(self.rows(schema.VOLUME_CLAIMS), "volume", volume_id)
 
     # -- the cluster ----------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ import msgspec
 from nomadpy.models.allocation import Allocation
 from nomadpy.models.deployment import Deployment
 from nomadpy.models.evaluation import Evaluation
+from nomadpy.models.host_volume import HostVolume, TaskGroupHostVolumeClaim
 from nomadpy.models.job import Job, JobSubmission, JobSummary
 from nomadpy.models.namespace import Namespace
 from nomadpy.models.node import Node, NodePool
@@ -29,6 +30,9 @@ VersionKey = tuple[str, str, int]
 
 VariableKey = tuple[str, str]
 """Namespace and path."""
+
+VolumeKey = tuple[str, str]
+"""Namespace and volume id."""
 
 ScalingEvents = dict[str, list[ScalingEvent]]
 """Events by group, newest first."""
@@ -164,6 +168,23 @@ VARIABLES: TableSpec[VariableKey, StoredVariable] = TableSpec(
     },
     first_index=1,
 )
+HOST_VOLUMES: TableSpec[VolumeKey, HostVolume] = TableSpec(
+    "host_volumes",
+    key_type=VolumeKey,
+    row_type=HostVolume,
+    indexes={"node": lambda volume: volume.node_id},
+    first_index=1,
+)
+VOLUME_CLAIMS: TableSpec[str, TaskGroupHostVolumeClaim] = TableSpec(
+    "task_group_host_volume_claims",
+    key_type=str,
+    row_type=TaskGroupHostVolumeClaim,
+    indexes={
+        "job": lambda claim: (claim.namespace, claim.job_id),
+        "volume": lambda claim: claim.volume_id,
+    },
+    first_index=1,
+)
 CLUSTER: TableSpec[str, ClusterMetadata] = TableSpec(
     "cluster", key_type=str, row_type=ClusterMetadata
 )
@@ -187,6 +208,8 @@ TABLES: dict[str, TableSpec[Any, Any]] = {
         ROOT_KEYS,
         CLUSTER,
         VARIABLES,
+        HOST_VOLUMES,
+        VOLUME_CLAIMS,
     )
 }
 

@@ -12,6 +12,8 @@ from fsm.fsm_samples import alloc, deployment, evaluation, job, node, plan
 
 from nomadpy.fsm import commands as c
 from nomadpy.models.allocation import DesiredTransition
+from nomadpy.models.constraint import Constraint
+from nomadpy.models.host_volume import HostVolume, HostVolumeCapability
 from nomadpy.models.job import JobSubmission
 from nomadpy.models.node import DrainStrategy, NodeEvent, NodePool
 from nomadpy.models.operator import AutopilotConfiguration, SchedulerConfiguration
@@ -128,6 +130,32 @@ COMMANDS: list[c.Command] = [
     c.Restore(restore_id="r1", parts=3, sha256="ab" * 32),
     c.Checkpoint(),
     c.LogFormatSet(version=2),
+    c.HostVolumeUpsert(
+        volumes=[
+            HostVolume(
+                namespace="default",
+                id="v1",
+                name="data",
+                plugin_id="mkdir",
+                node_pool="default",
+                node_id="n1",
+                constraints=[Constraint(l_target="${meta.rack}", r_target="r1", operand="=")],
+                requested_capacity_min_bytes=1,
+                requested_capacity_max_bytes=2,
+                capacity_bytes=2,
+                requested_capabilities=[
+                    HostVolumeCapability(
+                        attachment_mode="file-system", access_mode="single-node-writer"
+                    )
+                ],
+                parameters={"mode": "0750"},
+                host_path="/volumes/v1",
+                state="ready",
+            )
+        ]
+    ),
+    c.HostVolumeDelete(namespace="default", ids=["v1"]),
+    c.VolumeClaimDelete(claim_id="c1"),
 ]
 
 

@@ -34,6 +34,7 @@ def machine(lowest: int, highest: int) -> StateMachine:
 def test_a_command_belongs_to_the_format_that_its_tag_came_with() -> None:
     assert formats.format_of(commands.Restore) == 1
     assert formats.format_of(commands.Checkpoint) == 2
+    assert formats.format_of(commands.HostVolumeUpsert) == 3
     assert max(formats.FIRST_TAGS) == formats.HIGHEST
     assert formats.format_of_tag(10_000) == formats.HIGHEST
 

@@ -13,15 +13,19 @@ from hypothesis import strategies as st
 from nomadpy.errors import CorruptionError
 from nomadpy.fsm.commands import (
     ClusterMetadataSet,
+    HostVolumeUpsert,
     JobRegister,
     JobScale,
+    LogFormatSet,
     NodeRegister,
     PlanResults,
     RootKeyUpsert,
     SchedulerConfigSet,
     VariableLock,
 )
-from nomadpy.models.job import JobSubmission
+from nomadpy.models.host_volume import HostVolume
+from nomadpy.models.job import JobSubmission, TaskGroup, VolumeRequest
+from nomadpy.models.node import HostVolumeInfo
 from nomadpy.models.operator import SchedulerConfiguration
 from nomadpy.models.root_key import RootKey
 from nomadpy.models.scaling import ScalingEvent
@@ -53,9 +57,22 @@ def full() -> Snapshot:
     m.run(SchedulerConfigSet(config=SchedulerConfiguration(scheduler_algorithm="spread")))
     m.run(RootKeyUpsert(key=RootKey(key_id="k1", ca_key_pem=b"\x00\xff")))
     m.run(ClusterMetadataSet(cluster_id="cluster"))
+    claimed(m)
     sealed = Sealed("k1", b"n" * 12, b"\x00\xff")
     m.run(VariableLock(namespace="default", path="p", sealed=sealed, lock_id="l1", ttl=9, delay=9))
     return m.state
+
+
+def claimed(m: Machine) -> None:
+    """A host volume, and an allocation whose group holds it."""
+    m.run(LogFormatSet(version=3))
+    there = {"data": HostVolumeInfo(name="data", path="/volumes/v1", id="v1")}
+    volume = HostVolume(namespace="default", id="v1", name="data", node_id="n1", state="ready")
+    m.run(NodeRegister(node=node(node_pool="gpu", host_volumes=there)))
+    m.run(HostVolumeUpsert(volumes=[volume]))
+    wanted = {"data": VolumeRequest(name="data", type="host", source="data", sticky=True)}
+    m.run(JobRegister(job=job("db", task_groups=[TaskGroup(name="group", volumes=wanted)])))
+    m.run(PlanResults(plans=[plan(alloc("b1", "db"), job_id="db")]))
 
 
 def assert_same(one: Snapshot, other: Snapshot) -> None:
