@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 
 from agent.alloc_sync import AllocSync
+from agent.devices.manager import Devices
 from agent.drivers.base import Driver
 from agent.endpoints import Endpoints, Registry, TaskLogs
 from agent.garbage import GarbageCollector, GarbageLimits
@@ -135,6 +136,7 @@ class Agent:
         directories: TaskDirectories | None = None,
         credentials: Credentials | None = None,
         hooks: Sequence[StartHook] | None = None,
+        devices: Devices | None = None,
     ) -> None:
         """state, directories, credentials: None takes the real ones on this host; the simulator has its own.
 
@@ -167,8 +169,10 @@ class Agent:
             changed=self._changed,
             users=self._users_of_volume,
         )
+        self.devices = devices or Devices()
         context = RunnerContext(
             drivers=drivers,
+            devices=self.devices,
             directories=self._directories,
             credentials=credentials
             or ServerCredentials(
@@ -206,6 +210,7 @@ class Agent:
             alloc_root=self._directories.root,
             logs=task_logs,
             remote_exec=config.remote_exec,
+            devices=self.devices,
         )
 
     # -- for those who wire it --------------------------------------------------------------------
@@ -246,10 +251,12 @@ class Agent:
             await self._load()
             async with asyncio.TaskGroup() as group:
                 group.create_task(self.volumes.run(), name="host-volumes")
+                group.create_task(self.devices.run(self._changed), name="devices")
                 group.create_task(self.sync.run(), name="alloc-sync")
                 # Servers must not hear of this node before it knows what it runs, and what it has.
                 await self.sync.restored.wait()
                 await self.volumes.until_restored()
+                await self.devices.ready()
                 group.create_task(self.registration.run(), name="registration")
                 group.create_task(self._garbage.run(), name="garbage")
         finally:
@@ -268,6 +275,7 @@ class Agent:
             async with asyncio.TaskGroup() as group:
                 for alloc_id, runner in self.sync.runners.items():
                     group.create_task(runner.kill_now(), name=f"destroy {alloc_id}")
+        await self.devices.close()
         for driver in self._drivers.values():
             await driver.close()
         await self._state.close()
@@ -294,6 +302,7 @@ class Agent:
             host_volumes={**static, **self.volumes.offered()},
             node_max_allocs=config.node_max_allocs,
             links=found.links or {},
+            node_resources=self.devices.on_node(found.node_resources),
         )
 
     def _changed(self) -> None:

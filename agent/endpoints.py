@@ -10,8 +10,9 @@ from typing import Any, Protocol
 
 import msgspec
 
-from agent import exec_session
+from agent import exec_session, task_env
 from agent.alloc_sync import AllocSync
+from agent.devices.manager import Devices
 from agent.drivers.base import ExecInput, ExecOutput
 from agent.files import AllocFiles
 from agent.garbage import GarbageCollector
@@ -24,6 +25,7 @@ from nomadpy.errors import (
     NotFoundError,
     PermissionDeniedError,
 )
+from nomadpy.models.allocation import Allocation
 from nomadpy.models.base import ZERO_TIME
 from nomadpy.models.calls import (
     AllocRestart,
@@ -104,6 +106,7 @@ class Endpoints:
         alloc_root: Callable[[str], str],
         logs: TaskLogs,
         remote_exec: bool = True,
+        devices: Devices | None = None,
     ) -> None:
         """alloc_root: an allocation's directory by its id. remote_exec: False refuses every exec session."""
         self._sync = sync
@@ -114,6 +117,7 @@ class Endpoints:
         self._alloc_root = alloc_root
         self._logs = logs
         self._remote_exec = remote_exec
+        self._devices = devices or Devices()
 
     def register(self, registry: Registry) -> None:
         """Serve everything a node serves."""
@@ -141,8 +145,10 @@ class Endpoints:
     # -- the node ---------------------------------------------------------------------------------
 
     async def stats(self, _context: object, _request: NodeRead) -> Answer:
-        """Client.Stats: what the host uses."""
-        return _json(await self._host_stats())
+        """Client.Stats: what the host uses, and its devices do."""
+        host = await self._host_stats()
+        measured = await self._devices.stats()
+        return _json(msgspec.structs.replace(host, device_stats=measured) if measured else host)
 
     async def meta(self, _context: object, _request: NodeRead) -> Answer:
         """Client.Meta: static, dynamic and effective metadata."""
@@ -175,20 +181,32 @@ class Endpoints:
         name = request.flags.get("task", "")
         tasks = {name: runner.task(name)} if name else runner.tasks
         now_ns = self._clock.now_ns()
-        usages = await self._usages(tasks)
+        usages = await self._usages(runner.alloc, tasks)
         whole = total(u.resource_usage for u in usages.values() if u.resource_usage is not None)
-        if whole.device_stats is None:
-            # Nomad writes an empty list for the whole and null for each task.
-            whole = msgspec.structs.replace(whole, device_stats=[])
+        # Nomad writes an empty list for the whole, and null for each task without devices.
+        measured = [
+            group
+            for usage in usages.values()
+            if usage.resource_usage is not None
+            for group in usage.resource_usage.device_stats or ()
+        ]
+        whole = msgspec.structs.replace(whole, device_stats=measured)
         return _json(AllocResourceUsage(resource_usage=whole, tasks=usages, timestamp=now_ns))
 
-    @staticmethod
-    async def _usages(tasks: Mapping[str, TaskRunner]) -> dict[str, TaskResourceUsage]:
+    async def _usages(
+        self, alloc: Allocation, tasks: Mapping[str, TaskRunner]
+    ) -> dict[str, TaskResourceUsage]:
         found: dict[str, TaskResourceUsage] = {}
         for name, runner in tasks.items():
             usage = await runner.stats()
-            if usage is not None:
-                found[name] = usage
+            if usage is None:
+                continue
+            given = task_env.task_resources(alloc, name)
+            measured = await self._devices.task_stats(given.devices if given else None)
+            if measured and usage.resource_usage is not None:
+                whole = msgspec.structs.replace(usage.resource_usage, device_stats=measured)
+                usage = msgspec.structs.replace(usage, resource_usage=whole)
+            found[name] = usage
         return found
 
     async def alloc_checks(self, _context: object, request: NodeRead) -> Answer:

@@ -47,8 +47,12 @@ def build(
     *,
     region: str,
     extra: Mapping[str, str],
+    devices: Mapping[str, str] | None = None,
 ) -> TaskEnvironment:
-    """Put the environment of one task together. extra: from credentials and other hooks; the job's env wins over it."""
+    """Put the environment of one task together. extra: from credentials and other hooks; the job's env wins over it.
+
+    devices: from device plugins. They win over the job's, which may not say that others' devices are its own.
+    """
     group = group_of(alloc)
     variables = {
         **_identity(alloc, task, node, region),
@@ -58,6 +62,7 @@ def build(
     for mapping in ports_of(alloc, task.name):
         variables.update(_port(mapping))
     variables.update(extra)
+    variables.update(devices or {})
     names = {**_node_names(node, region), **variables}
     meta = {
         key: interpolate(value, names) for key, value in _merged_meta(alloc, group, task).items()
@@ -69,6 +74,7 @@ def build(
     names.update(variables)
     # Entries do not refer to each other: the order of a map on the wire means nothing.
     own = {key: interpolate(value, names) for key, value in sorted((task.env or {}).items())}
+    own.update(devices or {})
     variables.update(own)
     names.update(own)
     return TaskEnvironment(variables=variables, names=names)

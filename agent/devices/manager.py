@@ -21,7 +21,7 @@ from agent.devices.base import (
 )
 from nomadpy import logs
 from nomadpy.clock import Clock
-from nomadpy.models.node import NodeDevice, NodeDeviceResource
+from nomadpy.models.node import NodeDevice, NodeDeviceResource, NodeResources
 from nomadpy.models.resources import AllocatedDeviceResource
 from nomadpy.models.stats import DeviceGroupStats
 
@@ -73,6 +73,20 @@ class Devices:
                 if own:
                     found.append(msgspec.structs.replace(group, instances=own))
         return found or None
+
+    def on_node(self, have: NodeResources | None) -> NodeResources | None:
+        """The node's resources with its devices, and with where they are as far as the operator knows better."""
+        if have is None or not self._plugins:
+            return have
+        topology = have.processors.topology
+        if topology is not None and self.numa_nodes:
+            buses = {**(topology.bus_associativity or {}), **self.numa_nodes}
+            topology = msgspec.structs.replace(topology, bus_associativity=buses)
+        return msgspec.structs.replace(
+            have,
+            devices=self.groups(),
+            processors=msgspec.structs.replace(have.processors, topology=topology),
+        )
 
     async def ready(self) -> None:
         """Return when every plugin was looked at once, or after FIRST_LOOK_S; needs `run`."""

@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from agent.drivers.base import DriverError, TaskConfig, TaskVolume
+from agent.drivers.base import DriverError, TaskConfig, TaskMount, TaskVolume
 from agent.drivers.config_schema import decode, faults, seconds
 from agent.drivers.docker_policy import (
     DEFAULT_CAPS,
@@ -32,6 +32,7 @@ _MAX_CPU_SHARES = 262144
 _DEFAULT_LOGGING = {"max-file": "2", "max-size": "20m"}
 _READABLE_LOGGING = frozenset(("json-file", "local", "journald"))
 _PROPAGATION = {"private": "rprivate", "host-to-task": "rslave", "bidirectional": "rshared"}
+NVIDIA_DEVICES = "NVIDIA_VISIBLE_DEVICES"
 ALLOC_DIR, TASK_DIR, SECRETS_DIR = "/alloc", "/local", "/secrets"
 
 
@@ -109,7 +110,7 @@ def container_spec(
         "LogConfig": {"Type": logging.type, "Config": logging.config},
         "RestartPolicy": {"Name": ""},
         **_limits(config, task, policy, core_mhz),
-        **_isolation(config, policy),
+        **_isolation(config, task, policy),
     }
     inside = sorted(set(mapped.values()))
     if publishes:
@@ -190,7 +191,7 @@ def _check_policy(config: DockerTaskConfig, policy: DockerPolicy) -> None:
             raise ConfigRefusedError(f"{name} {value!r} is not in the plugin's allowed_modes")
 
 
-def _isolation(config: DockerTaskConfig, policy: DockerPolicy) -> dict[str, Any]:
+def _isolation(config: DockerTaskConfig, task: TaskConfig, policy: DockerPolicy) -> dict[str, Any]:
     result: dict[str, Any] = {
         "Privileged": config.privileged,
         "ReadonlyRootfs": config.readonly_rootfs,
@@ -220,8 +221,19 @@ def _isolation(config: DockerTaskConfig, policy: DockerPolicy) -> dict[str, Any]
                 "CgroupPermissions": device.cgroup_permissions,
             }
             for device in config.devices
+        ]
+        + [
+            {
+                "PathOnHost": device.host_path,
+                "PathInContainer": device.task_path,
+                "CgroupPermissions": device.permissions,
+            }
+            for device in task.devices
         ],
     }
+    if NVIDIA_DEVICES in task.device_env and not config.runtime:
+        # NVIDIA's runtime reads the variable, and brings devices and libraries into the container.
+        result["Runtime"] = policy.nvidia_runtime
     if not config.privileged:
         result["CapDrop"] = ["ALL"]
         result["CapAdd"] = _capabilities(config, policy)
@@ -393,7 +405,21 @@ def _mounts(
     return [
         *(_mount(m, task, policy, resolve) for m in (*config.mount, *config.mounts)),
         *(_volume_mount(v, task) for v in task.volumes if not (v.selinux_label or labelled)),
+        *(_given_mount(m) for m in task.mounts),
     ]
+
+
+def _given_mount(mount: TaskMount) -> dict[str, Any]:
+    """What a device needs inside, e.g. its libraries; the operator's plugin says so, which needs no volumes.enabled."""
+    result: dict[str, Any] = {
+        "Type": "bind",
+        "Source": mount.host_path,
+        "Target": _target(mount.task_path),
+        "ReadOnly": mount.read_only,
+    }
+    if mount.propagation:
+        result["BindOptions"] = {"Propagation": mount.propagation}
+    return result
 
 
 def _mount(

@@ -58,12 +58,13 @@ class AllowedModes(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DockerPolicy(msgspec.Struct, frozen=True, kw_only=True):
-    """`plugin "docker"`. endpoint: "" takes DOCKER_HOST, then the usual socket."""
+    """`plugin "docker"`. endpoint: "" takes DOCKER_HOST, then the usual socket. nvidia_runtime: of tasks with NVIDIA GPUs."""
 
     endpoint: str = ""
     allow_privileged: bool = False
     allow_caps: list[str] = msgspec.field(default_factory=lambda: list(DEFAULT_CAPS))
     allow_runtimes: list[str] = msgspec.field(default_factory=lambda: ["runc", "nvidia"])
+    nvidia_runtime: str = "nvidia"
     allowed_modes: AllowedModes = AllowedModes()
     auth: AuthPolicy = AuthPolicy()
     tls: TLSPolicy = TLSPolicy()

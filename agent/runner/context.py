@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from agent.devices.manager import Devices
 from agent.drivers.base import Driver, TaskPaths
 from agent.local_state import LocalState
 from agent.services.certificates import Credentials
@@ -52,5 +53,6 @@ class RunnerContext:
     node: Callable[[], Node]
     region: str
     max_kill_timeout_s: float = 30.0
+    devices: Devices = field(default_factory=Devices)
     hooks: Sequence[StartHook] = ()
     contacted: asyncio.Event = field(default_factory=asyncio.Event)

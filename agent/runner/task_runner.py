@@ -15,6 +15,7 @@ from typing import Any, Protocol, runtime_checkable
 import msgspec
 
 from agent import task_env
+from agent.devices.base import DeviceError, Reservation
 from agent.drivers.base import (
     Driver,
     DriverError,
@@ -276,12 +277,29 @@ class TaskRunner:
         for hook in context.hooks:
             extra.update(await hook.prepare(alloc, task, paths, self._say))
         extra.update(await context.credentials.prepare(alloc, task, self._say))
-        environment = self._environment(extra)
+        reserved = await self._reserve()
+        environment = self._environment(extra, reserved.env)
         config = self._task_config(environment, attempt=self.machine.record.attempt + 1)
         faults = driver.validate(config.config)
         if faults:
             raise SetupError(f"failed to parse config: {'; '.join(faults)}")
-        self._config = msgspec.structs.replace(config, volumes=await self._volumes(environment))
+        self._config = msgspec.structs.replace(
+            config,
+            volumes=await self._volumes(environment),
+            mounts=reserved.mounts,
+            devices=reserved.devices,
+            device_env=reserved.env,
+        )
+
+    async def _reserve(self) -> Reservation:
+        """What the task's devices need. Asked for at every start, and not when a task that runs is taken up again."""
+        given = task_env.task_resources(self._alloc, self.name)
+        try:
+            return await self._context.devices.reserve(given.devices if given else None)
+        except DeviceError as cause:
+            raise SetupError(
+                f"devices cannot be reserved: {cause.message}", recoverable=cause.recoverable
+            ) from cause
 
     async def _volumes(self, environment: TaskEnvironment) -> list[TaskVolume]:
         """What the task wants mounted. Raises SetupError for a volume that is not there: an empty directory
@@ -425,10 +443,20 @@ class TaskRunner:
         """The config of the start that an earlier agent process made, as far as it can be known."""
         return self._task_config(self._environment({}), attempt=self.machine.record.attempt)
 
-    def _environment(self, extra: dict[str, str]) -> TaskEnvironment:
+    def _environment(
+        self, extra: dict[str, str], devices: dict[str, str] | None = None
+    ) -> TaskEnvironment:
         alloc, task, node = self._alloc, self._task, self._context.node()
         paths = self._context.directories.paths(alloc.id, task.name)
-        return task_env.build(alloc, task, node, paths, region=self._context.region, extra=extra)
+        return task_env.build(
+            alloc,
+            task,
+            node,
+            paths,
+            region=self._context.region,
+            extra=extra,
+            devices=devices or {},
+        )
 
     def _task_config(self, environment: TaskEnvironment, *, attempt: int) -> TaskConfig:
         alloc, task, node = self._alloc, self._task, self._context.node()

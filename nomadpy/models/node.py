@@ -37,13 +37,16 @@ class NodeCore(Wire, frozen=True, kw_only=True):
     guess_speed: int = 0
 
 
-class NodeTopology(Wire, frozen=True, kw_only=True):
-    nodes: list[int] | None = None
-    distances: list[list[int]] | None = None
-    cores: list[NodeCore] | None = None
-    override_total_compute: int = 0
+class NodeTopology(Wire, frozen=True, kw_only=True, omit_defaults=True):
+    """`bus_associativity`: PCI bus id to NUMA node, as the kernel tells it; 0000:3b:00.0 is on 1."""
+
+    nodes: list[int] | None = always(lambda: None)
+    distances: list[list[int]] | None = always(lambda: None)
+    cores: list[NodeCore] | None = always(lambda: None)
+    bus_associativity: dict[str, int] | None = None
+    override_total_compute: int = always(lambda: 0)
     # The wire spells it without the second "h".
-    override_withold_compute: int = 0
+    override_withold_compute: int = always(lambda: 0)
 
 
 class NodeProcessors(Wire, frozen=True, kw_only=True):
