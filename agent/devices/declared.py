@@ -19,15 +19,11 @@ from nomadpy.models.stats import DeviceGroupStats
 
 
 class DeclaredInstance(msgspec.Struct, frozen=True, kw_only=True):
-    """One device. nodes: its device nodes on the host. pci_bus_id: "" when it is on no PCI bus that matters.
-
-    numa_node: overrides what the kernel says of the bus; None asks the kernel.
-    """
+    """One device. nodes: its device nodes on the host. pci_bus_id: "" when it is on no PCI bus that matters."""
 
     id: str
     nodes: list[TaskDevice] = []
     pci_bus_id: str = ""
-    numa_node: int | None = None
 
 
 class DeclaredDevices(msgspec.Struct, frozen=True, kw_only=True):

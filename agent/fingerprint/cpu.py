@@ -52,6 +52,7 @@ def fingerprint(config: FingerprintConfig) -> Part:
         nodes=sorted(nodes),
         distances=_distances(nodes),
         cores=cores,
+        bus_associativity=_buses() or None,
         override_total_compute=config.cpu_total_compute,
         override_withold_compute=config.reserved_cpu_mhz,
     )
@@ -131,6 +132,16 @@ def _distances(nodes: dict[int, list[int]]) -> list[list[int]] | None:
     if len(nodes) < 2:
         return None
     return [[int(d) for d in _read(f"{_SYSTEM}/node/node{n}/distance").split()] for n in nodes]
+
+
+def _buses(root: str = "/sys/bus/pci/devices") -> dict[str, int]:
+    """PCI bus id to NUMA node; a device of which the kernel does not know it (-1) is left out."""
+    try:
+        names = sorted(os.listdir(root))
+    except OSError:
+        return {}
+    nodes = {name: _read(f"{root}/{name}/numa_node") for name in names}
+    return {name: int(node) for name, node in nodes.items() if node.isdecimal()}
 
 
 def _khz(path: str) -> int:

@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from nomadpy.config.devices import Device, DevicePlugin
 from nomadpy.models.base import Duration
 
 _S = 1_000_000_000
@@ -329,6 +330,8 @@ class Client(ConfigBlock, frozen=True, kw_only=True):
     node_max_allocs: int = 0
     log_file: str = ""
     fingerprint: dict[str, Fingerprint] = {}
+    device: dict[str, Device] = {}
+    device_plugin: dict[str, DevicePlugin] = {}
     default_ineligible: bool = False
 
 

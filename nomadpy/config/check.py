@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from nomadpy.config.addresses import is_loopback, listen_addresses, split_host_port
+from nomadpy.config.devices import device_faults, plugin_faults
 from nomadpy.config.keyring import keyring_faults
 from nomadpy.config.model import Config
 from nomadpy.errors import ConfigError
@@ -260,6 +261,12 @@ def _client(config: Config) -> list[str]:
     for label, volume in client.host_volume.items():
         if not volume.path.startswith("/"):
             refuse(f"host_volume.{label}", f"needs an absolute path, not {volume.path!r}")
+    for label, device in client.device.items():
+        for fault in device_faults(label, device):
+            refuse(f"device.{label}", fault)
+    for label, plugin in client.device_plugin.items():
+        for fault in plugin_faults(plugin):
+            refuse(f"device_plugin.{label}", fault)
     faults += [
         f"{config.origin('client.reserved.reserved_ports')}client.reserved.reserved_ports: {fault}"
         for fault in reserved_port_faults(client.reserved.reserved_ports)

@@ -15,6 +15,7 @@ _RAFT_STORE = "the log has one store"
 _TEMPLATES = "template and artifact blocks are not part of this version"
 _BRIDGE = "bridge networks are not part of this version: tasks use the host's network"
 _VOLUMES = "a volume's data outlives its node's record; delete the volume first"
+_PLUGINS = "drivers are part of the daemon, and a device plugin is named by its path: client { device_plugin }"
 _TUNING = "it has one fixed value in this version"
 _JOIN = "servers are tried again until they answer, without a pause to set"
 _SEARCH = "searches have fixed limits in this version"
@@ -47,7 +48,7 @@ REASONS: dict[str, str] = {
     "client.client_min_port": "drivers are part of the daemon and need no ports",
     "client.cni_config_dir": _BRIDGE,
     "client.cni_path": _BRIDGE,
-    "client.common_plugin_dir": "plugins as separate programs are not part of this version",
+    "client.common_plugin_dir": _PLUGINS,
     "client.cpu_disable_dmidecode": "dmidecode is not used",
     "client.default_ineligible": "a node is eligible when it first registers; use node eligibility",
     "client.disk_free_mb": "the free space is measured",
@@ -78,7 +79,7 @@ REASONS: dict[str, str] = {
     "log_rotate_bytes": _LOGS,
     "log_rotate_duration": _LOGS,
     "log_rotate_max_files": _LOGS,
-    "plugin_dir": "plugins as separate programs are not part of this version",
+    "plugin_dir": _PLUGINS,
     "ports.serf": _GOSSIP,
     "reporting": _ENTERPRISE,
     "rpc": _TUNING,

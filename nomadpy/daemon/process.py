@@ -32,6 +32,7 @@ from nomadpy.config.check import check_tls
 from nomadpy.config.keyring import keyring_settings
 from nomadpy.config.load import network_interfaces
 from nomadpy.config.model import Config
+from nomadpy.daemon.devices import build_devices, driver_plugins
 from nomadpy.daemon.gauges import ClientGauges, HostFigures, RuntimeGauges, ServerGauges
 from nomadpy.daemon.local_node import LocalNode
 from nomadpy.daemon.lock import lock_data_dir
@@ -192,7 +193,7 @@ class Node:
             Path(folder).mkdir(mode=0o711, parents=True, exist_ok=True)
         speed = core_mhz()
         drivers = build(
-            config.plugins,
+            driver_plugins(config.plugins),
             self._clock,
             core_mhz=speed,
             options=config.client.options,
@@ -216,6 +217,7 @@ class Node:
             clock=self._clock,
             entropy=self._entropy,
             servers=self.servers,
+            devices=build_devices(config, self._clock, self._entropy),
         )
         agent.register_endpoints(self._agent_calls)
         if self._pool is not None and self.servers is not None:
