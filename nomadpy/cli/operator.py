@@ -124,7 +124,7 @@ def scheduler(call: Call) -> int:
     flags=(
         number("check-index", "Only if the modify index is still this.", "index"),
         number("node-limit-for-feasibility-checks", "How many nodes are looked at; 0 is all."),
-        text("scheduler-algorithm", "binpack, spread or balanced.", "algorithm"),
+        text("scheduler-algorithm", "binpack, spread, balanced or gpu-aware.", "algorithm"),
         *(text(name, "true or false.", "true|false") for name in (*_SWITCHES, *_PREEMPTION)),
     ),
 )

@@ -11,7 +11,8 @@ from nomadpy.models.base import ZERO_TIME, Time, Wire, always
 BINPACK = "binpack"
 SPREAD = "spread"
 BALANCED = "balanced"
-SCHEDULER_ALGORITHMS = (BINPACK, SPREAD, BALANCED)
+GPU_AWARE = "gpu-aware"
+SCHEDULER_ALGORITHMS = (BINPACK, SPREAD, BALANCED, GPU_AWARE)
 """How nodes are ranked. The first two are Nomad's, the others this product's own."""
 
 

@@ -21,7 +21,7 @@ from nomadpy.models.node import Node
 from nomadpy.models.plan import Plan
 from nomadpy.models.resources import AllocatedResources
 from nomadpy.scheduler.cores import count as count_cores
-from nomadpy.scheduler.devices import DeviceKey
+from nomadpy.scheduler.devices import WHOLE, DeviceKey
 from nomadpy.scheduler.devices import count as count_devices
 from nomadpy.scheduler.feasibility import ready_nodes
 from nomadpy.scheduler.fit import (
@@ -35,6 +35,7 @@ from nomadpy.scheduler.fit import (
     terminal,
     usage,
 )
+from nomadpy.scheduler.gpu_aware import Beside, PerDevice, usual
 from nomadpy.scheduler.snapshot import Snapshot
 from nomadpy.state.changes import Change, ChangeSet
 
@@ -48,10 +49,20 @@ _STANDINGS_KEPT = 64
 class NodeRow:
     """One node: what it has, and what its live allocations take (MHz, MiB, MiB, cores, devices) and how many they are.
 
-    cores: how many hold each. devices: thousandths that are taken of each.
+    cores: how many hold each. devices: thousandths that are taken of each. beside: what the holders of devices hold.
     """
 
-    __slots__ = ("cores", "count", "cpu", "devices", "disk_mb", "have", "memory_mb", "node")
+    __slots__ = (
+        "beside",
+        "cores",
+        "count",
+        "cpu",
+        "devices",
+        "disk_mb",
+        "have",
+        "memory_mb",
+        "node",
+    )
 
     def __init__(self, node: Node, allocs: Iterable[Allocation]) -> None:
         self.node = node
@@ -59,6 +70,7 @@ class NodeRow:
         self.cpu = self.memory_mb = self.disk_mb = self.count = 0
         self.cores: dict[int, int] = {}
         self.devices: dict[DeviceKey, int] = {}
+        self.beside = Beside()
         for alloc in allocs:
             if not terminal(alloc):
                 self.add(usage(alloc), 1)
@@ -73,6 +85,7 @@ class NodeRow:
             count_cores(self.cores, amount.cores, by)
         if amount.devices:
             count_devices(self.devices, amount.devices, by)
+            self.beside = _with(self.beside, amount, by)
 
 
 class NodeView:
@@ -88,6 +101,12 @@ class NodeView:
         self.by_datacenter = by_datacenter
         self.place = {row.node.id: place for place, row in enumerate(rows)}
         self.log: list[int] = []
+        self._held = _summed(row.beside for row in rows)
+        self._there = _summed(
+            Beside(row.have.cpu, row.have.memory_mb, WHOLE * count)
+            for row in rows
+            if (count := sum(len(group.keys) for group in row.have.devices))
+        )
         self._standings: dict[Hashable, Any] = {}
 
     def standing(self, key: Hashable) -> Any:
@@ -103,11 +122,17 @@ class NodeView:
             del self._standings[next(iter(self._standings))]
         self._standings[key] = standing
 
-    def changed(self, node_id: str) -> None:
-        """Note that the row of a node has changed."""
+    def per_device(self) -> PerDevice:
+        """Return what is usual beside a device on these nodes."""
+        return usual(self._held, self._there)
+
+    def changed(self, node_id: str, amount: Amount, by: int) -> None:
+        """Note that an amount came to the row of a node (by 1) or went from it (-1)."""
         place = self.place.get(node_id)
         if place is None:
             return
+        if amount.devices:
+            self._held = _with(self._held, amount, by)
         if len(self.log) >= _LOG_LIMIT:
             self._standings.clear()
             self.log.clear()
@@ -296,9 +321,10 @@ class NodeTable:
                 continue
             row = self._rows.get(alloc.node_id)
             if row is not None:
-                row.add(self._usage(alloc), by)
+                amount = self._usage(alloc)
+                row.add(amount, by)
                 for view in self._views.values():
-                    view.changed(alloc.node_id)
+                    view.changed(alloc.node_id, amount, by)
 
     def _usage(self, alloc: Allocation) -> Amount:
         """What an allocation takes; those of one plan often share one object that says so."""
@@ -320,6 +346,19 @@ class NodeTable:
         if row is None:
             row = self._rows[node.id] = NodeRow(node, self.allocs(node.id))
         return row
+
+
+def _with(beside: Beside, amount: Amount, by: int) -> Beside:
+    milli = sum(milli for _, milli in amount.devices)
+    return beside.plus(by * amount.cpu, by * amount.memory_mb, by * milli)
+
+
+def _summed(all_of_them: Iterable[Beside]) -> Beside:
+    total = Beside()
+    for one in all_of_them:
+        if one.milli:
+            total = total.plus(*one)
+    return total
 
 
 def _is_individual(alloc: Allocation) -> bool:

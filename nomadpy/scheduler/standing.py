@@ -12,9 +12,11 @@ from collections.abc import Callable
 import msgspec
 
 from nomadpy.models.constraint import Affinity
+from nomadpy.scheduler import gpu_aware
 from nomadpy.scheduler.ask import GroupAsk, NodeUse
-from nomadpy.scheduler.devices import devices_full
+from nomadpy.scheduler.devices import WHOLE, devices_full
 from nomadpy.scheduler.feasibility import Feasibility, Requirements, affinity_score
+from nomadpy.scheduler.gpu_aware import PerDevice
 from nomadpy.scheduler.node_table import NodeRow, NodeView
 from nomadpy.scheduler.order import Order
 from nomadpy.scheduler.ranking import PACK_SCORES, pack_score, with_devices
@@ -31,10 +33,14 @@ class Wanted(msgspec.Struct, frozen=True):
     affinities: tuple[Affinity, ...]
     algorithm: str
     ask: GroupAsk
+    per_device: PerDevice | None = None
+    """What is usual beside a device, where the algorithm looks at it."""
 
     @property
     def score(self) -> NodeScore:
         """The score of what a node becomes with one more, as the algorithm has it."""
+        if self.per_device is not None:
+            return _gpu_aware(self.ask, self.per_device)
         pack, ask = PACK_SCORES.get(self.algorithm, pack_score), self.ask
         milli = sum(one.count * one.milli for one in ask.devices)
 
@@ -52,8 +58,33 @@ class Wanted(msgspec.Struct, frozen=True):
     def key(self) -> bytes:
         """Equal for groups whose nodes stand alike."""
         return msgspec.msgpack.encode(
-            (self.requirements, self.affinities, self.algorithm, self.ask.signature)
+            (
+                self.requirements,
+                self.affinities,
+                self.algorithm,
+                self.ask.signature,
+                self.per_device,
+            )
         )
+
+
+def _gpu_aware(ask: GroupAsk, beside: PerDevice) -> NodeScore:
+    devices = sum(one.count * one.milli for one in ask.devices) / WHOLE
+
+    def score(use: NodeUse) -> float:
+        have, amount = use.have, ask.amount(use.have)
+        count = sum(len(group.keys) for group in have.devices)
+        node = gpu_aware.Node(
+            have.cpu,
+            have.memory_mb,
+            count,
+            have.cpu - use.cpu,
+            have.memory_mb - use.memory_mb,
+            max(0.0, count - sum(use.devices.values()) / WHOLE),
+        )
+        return gpu_aware.score(node, amount.cpu, amount.memory_mb, devices, beside)
+
+    return score
 
 
 class GroupStanding:

@@ -7,7 +7,7 @@ from scheduling_world import World, make_group, make_job, make_node, make_task
 
 from nomadpy.models.job import Job
 from nomadpy.models.node import NodePool, NodePoolSchedulerConfiguration
-from nomadpy.models.operator import SCHEDULER_ALGORITHMS
+from nomadpy.models.operator import GPU_AWARE, SCHEDULER_ALGORITHMS
 from nomadpy.models.resources import Resources
 from nomadpy.scheduler.ranking import PACK_SCORES, balanced_score, empty_score, pack_score
 from nomadpy.state import nodes
@@ -28,7 +28,7 @@ def test_scores_lie_between_0_and_1(score: object) -> None:
 
 
 def test_every_algorithm_has_a_score() -> None:
-    assert set(PACK_SCORES) == set(SCHEDULER_ALGORITHMS)
+    assert {*PACK_SCORES, GPU_AWARE} == set(SCHEDULER_ALGORITHMS)
 
 
 def test_binpack_likes_full_nodes_and_spread_empty_ones() -> None:
