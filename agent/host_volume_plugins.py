@@ -334,7 +334,6 @@ def _owner(parameters: Mapping[str, str], name: str) -> int | None:
 
 
 def _make(path: Path, wanted: MkdirParameters) -> None:
-    path.parent.mkdir(mode=0o711, parents=True, exist_ok=True)
     new = True
     try:
         path.mkdir(mode=0o700)

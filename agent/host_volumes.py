@@ -115,6 +115,7 @@ class HostVolumes:
             if record.name in self._static:
                 log.warning("a dynamic volume hides a static one", name=record.name, id=record.id)
         if self._volumes_dir is not None:
+            await asyncio.to_thread(_make_home, self._volumes_dir)
             self._leftovers = await asyncio.to_thread(leftovers, self._volumes_dir)
             await self._find_plugins()
 
@@ -339,6 +340,14 @@ def _check(volume_id: str, name: str) -> None:
         raise InvalidRequestError(f"{volume_id!r} is not a volume's id")
     if not name or "\0" in name:
         raise InvalidRequestError(f"{name!r} is not a volume's name")
+
+
+def _make_home(volumes_dir: Path) -> None:
+    try:
+        # Tasks pass through it to their volumes, and cannot see whose others are there.
+        volumes_dir.mkdir(mode=0o711, parents=True, exist_ok=True)
+    except OSError as cause:
+        log.error("directory for host volumes not made", path=volumes_dir, error=str(cause))
 
 
 def _as_made(record: VolumeRecord, made: Made) -> VolumeRecord:

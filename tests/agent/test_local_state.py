@@ -14,7 +14,14 @@ import pytest
 from agent_world import allocation
 
 from agent.drivers.base import TaskHandle
-from agent.local_state import AllocRecord, LocalState, MemoryState, NodeIdentity, SQLiteState
+from agent.local_state import (
+    AllocRecord,
+    LocalState,
+    MemoryState,
+    NodeIdentity,
+    SQLiteState,
+    VolumeRecord,
+)
 from agent.runner.task_machine import TaskMachine, TaskRecord
 from nomadpy.models.allocation import AllocDeploymentStatus
 
@@ -53,6 +60,13 @@ async def exercise(state: LocalState) -> None:
     assert await state.node() == identity
     await state.put_meta({"a": "b", "c": None})
     assert await state.meta() == {"a": "b", "c": None}
+    volumes = [VolumeRecord(id=i, name=f"v{i}", parameters={"mode": "0755"}) for i in "ab"]
+    for volume in reversed(volumes):
+        await state.put_volume(volume)
+    assert await state.volumes() == volumes
+    await state.delete_volume("a")
+    await state.delete_volume("none")
+    assert await state.volumes() == volumes[1:]
     alloc = allocation(number=2)
     record = TaskRecord(
         state=TaskMachine.fresh(5).state,
