@@ -22,6 +22,7 @@ from nomadpy.api import (
     search,
     status,
     variables,
+    volumes,
 )
 from nomadpy.api.context import API_KEY, Api, ApiConfig, Handler, Route
 from nomadpy.api.errors import error_response, text_response
@@ -47,6 +48,7 @@ _MODULES = (
     search,
     status,
     variables,
+    volumes,
 )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from nomadpy.models.base import Duration, Wire
+from nomadpy.models.host_volume import HostVolume
 from nomadpy.models.job import Job, JobSubmission
 from nomadpy.models.node import DrainSpec
 from nomadpy.models.what_if import AddedNodes
@@ -138,6 +139,15 @@ class DeploymentPromoteRequest(Wire, frozen=True, kw_only=True):
     deployment_id: str = ""
     all: bool = False
     groups: list[str] | None = None
+
+
+class HostVolumeRequest(Wire, frozen=True, kw_only=True):
+    """PUT /v1/volume/host/create and /register."""
+
+    volume: HostVolume | None = None
+    policy_override: bool = False
+    namespace: str = ""
+    region: str = ""
 
 
 class SimulateRequest(Wire, frozen=True, kw_only=True):

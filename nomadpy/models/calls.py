@@ -8,6 +8,7 @@ import msgspec
 
 from nomadpy.models.allocation import Allocation
 from nomadpy.models.envelope import QueryOptions, WriteOptions
+from nomadpy.models.host_volume import HostVolume
 from nomadpy.models.job import JobSubmission
 from nomadpy.models.node import DrainSpec, Node, NodePool
 from nomadpy.models.operator import AutopilotConfiguration, SchedulerConfiguration
@@ -126,6 +127,13 @@ class NodeDrainWrite(_Call, frozen=True, kw_only=True, omit_defaults=True):
 class NodeEligibilityWrite(_Call, frozen=True, kw_only=True, omit_defaults=True):
     node_id: str
     eligibility: str
+    options: WriteOptions = WriteOptions()
+
+
+class HostVolumeWrite(_Call, frozen=True, kw_only=True, omit_defaults=True):
+    """HostVolume.Create and HostVolume.Register. Answer: models.host_volume.HostVolumeWritten."""
+
+    volume: HostVolume
     options: WriteOptions = WriteOptions()
 
 

@@ -30,6 +30,7 @@ from nomadpy.server.endpoints.allocs import Allocs
 from nomadpy.server.endpoints.base import Services
 from nomadpy.server.endpoints.evals import Deployments, Evals
 from nomadpy.server.endpoints.explain import Explain
+from nomadpy.server.endpoints.host_volumes import HostVolumes
 from nomadpy.server.endpoints.job_plan import JobPlan
 from nomadpy.server.endpoints.job_reads import JobReads
 from nomadpy.server.endpoints.job_writes import JobWrites
@@ -127,6 +128,7 @@ class Server:
             Search,
             Variables,
             RootKeys,
+            HostVolumes,
         ):
             endpoints(services)
         Operators(services)

@@ -14,9 +14,19 @@ from nomadpy.server.query import Found
 from nomadpy.state.store import Snapshot
 
 LIMIT = 20
-CONTEXTS = ("allocs", "jobs", "nodes", "node_pools", "evals", "deployment", "namespaces", "vars")
+CONTEXTS = (
+    "allocs",
+    "jobs",
+    "nodes",
+    "node_pools",
+    "evals",
+    "deployment",
+    "namespaces",
+    "vars",
+    "host_volumes",
+)
 # Contexts of the wire whose objects do not exist here yet: they match nothing.
-EMPTY = ("plugins", "volumes", "scaling_policy", "host_volumes")
+EMPTY = ("plugins", "volumes", "scaling_policy")
 
 
 class Search:
@@ -73,6 +83,7 @@ def _ids(snapshot: Snapshot, context: str, request: calls.Read) -> list[str]:
             for v in snapshot.variables(None if namespace == ALL_NAMESPACES else namespace, prefix)
         ),
         "namespaces": lambda: (n.name for n in snapshot.namespaces()),
+        "host_volumes": lambda: (v.id for v in snapshot.host_volumes() if visible(v.namespace)),
     }
     found: list[str] = []
     for identity in sources[context]():

@@ -167,6 +167,12 @@ class LeaderDuties:
                 self.deployments.changed(after.id)
             elif change.table == "variables":
                 self.locks.changed(before, after)
+            elif (change.table == "host_volumes" and after is not None) or (
+                change.table == "task_group_host_volume_claims" and after is None
+            ):
+                # What waited for a volume, or for the only one that it might go to.
+                for evaluation in self.blocked.unblock_all(changes.index):
+                    self._enqueue(evaluation)
             elif change.table == "root_keys":
                 self.keys.keys_changed()
             elif change.table == "jobs" and (after is None or after.stop):
