@@ -18,7 +18,7 @@ from nomadpy.models.resources import (
     Resources,
 )
 from nomadpy.models.task import Task
-from nomadpy.scheduler import cores, devices
+from nomadpy.scheduler import cores, devices, numa
 from nomadpy.scheduler.cluster import NodeState
 from nomadpy.scheduler.devices import DeviceKey
 from nomadpy.scheduler.fit import Amount, Capacity, first_shortage, flatten, resources_used
@@ -85,6 +85,7 @@ class GroupAsk:
         self._lifecycles = {task.name: task.lifecycle for task in self._tasks}
         self.cores = cores.requests(self._tasks)
         self.devices = devices.requests(self._tasks)
+        self._beside = any(one.beside for one in self.devices)
         self.prefers_devices = any(one.affinities for one in self.devices)
         # Without cores every node is asked for the same.
         self._plain = None if self.cores else self._amount(0)
@@ -123,13 +124,30 @@ class GroupAsk:
             use.memory_mb + amount.memory_mb,
             use.disk_mb + amount.disk_mb,
         )
-        if not shortage and self.devices and self.free_devices(use) is None:
-            return devices.EXHAUSTED
+        if not shortage and self.devices:
+            if devices.assign(self.devices, use.have.devices, use.devices) is None:
+                return devices.EXHAUSTED
+            if self._beside and self._one_node(use) is None:
+                return numa.APART
         return shortage
 
     def free_devices(self, use: NodeUse) -> devices.Chosen | None:
         """Return the devices that one more allocation would be given, None when there are not enough."""
+        if self._beside:
+            both = self._one_node(use)
+            return None if both is None else both[1]
         return devices.assign(self.devices, use.have.devices, use.devices)
+
+    def _one_node(self, use: NodeUse) -> tuple[dict[str, list[int]], devices.Chosen] | None:
+        """Cores and devices of tasks that want both from one NUMA node."""
+        return numa.assign(
+            self.cores,
+            self.devices,
+            free=use.have.cores - use.cores.keys(),
+            places=use.have.numa,
+            groups=use.have.devices,
+            taken=use.devices,
+        )
 
     def device_affinity(self, use: NodeUse) -> float:
         """Return how well the devices that the node would give are liked, -1 to 1."""
@@ -143,12 +161,7 @@ class GroupAsk:
         """Take ports, cores and devices of the node for one allocation. Raises GrantError, and then nothing is taken."""
         if self._shared_grant is not None:
             return self._shared_grant
-        own_cores = self._free_cores(state) if self.cores else {}
-        chosen = self.free_devices(state) if self.devices else []
-        if own_cores is None:
-            raise GrantError("cores")
-        if chosen is None:
-            raise GrantError(devices.EXHAUSTED)
+        own_cores, chosen = self._cores_and_devices(state)
         shared = AllocatedSharedResources(disk_mb=self._disk_mb)
         networks: dict[str, list[NetworkResource]] = {}
         try:
@@ -167,6 +180,20 @@ class GroupAsk:
         return self._build(
             shared, networks, own_cores, state.have.mhz_per_core, devices.granted(chosen)
         )
+
+    def _cores_and_devices(self, state: NodeState) -> tuple[dict[str, list[int]], devices.Chosen]:
+        if self._beside:
+            both = self._one_node(state)
+            if both is None:
+                raise GrantError(numa.APART)
+            return both
+        own_cores = self._free_cores(state) if self.cores else {}
+        chosen = self.free_devices(state) if self.devices else []
+        if own_cores is None:
+            raise GrantError("cores")
+        if chosen is None:
+            raise GrantError(devices.EXHAUSTED)
+        return own_cores, chosen
 
     def regrant(self, allocated: AllocatedResources) -> Grant:
         """Return the grant of an allocation that is updated where it is: ports, devices and cores stay its own."""

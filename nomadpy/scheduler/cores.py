@@ -46,20 +46,31 @@ def numa_nodes(node: Node) -> dict[int, int]:
 
 
 def assign(
-    asked: Sequence[CoreRequest], free: Iterable[int], places: Mapping[int, int]
+    asked: Sequence[CoreRequest],
+    free: Iterable[int],
+    places: Mapping[int, int],
+    pins: Mapping[str, int] | None = None,
 ) -> dict[str, list[int]] | None:
     """Return the cores of each task, ascending, or None when not all can be met.
 
-    places: the NUMA node of each core; cores that are not named there belong to node 0.
+    places: the NUMA node of each core; cores that are not named there belong to node 0. pins: the NUMA node that some tasks
+    must have.
     """
     left = sorted(free)
     given: dict[str, list[int]] = {}
-    # Who needs one NUMA node chooses first, the largest first; the others take what remains.
+    pins = pins or {}
+    # Who needs a certain NUMA node chooses first, then who needs any one, the largest first; the others take what remains.
     order = sorted(
-        asked, key=lambda one: (one.affinity != REQUIRE, one.affinity != PREFER, -one.count)
+        asked,
+        key=lambda one: (
+            one.task not in pins,
+            one.affinity != REQUIRE,
+            one.affinity != PREFER,
+            -one.count,
+        ),
     )
     for request in order:
-        cores = _cores(request, left, places)
+        cores = _cores(request, left, places, pins.get(request.task))
         if cores is None:
             return None
         taken = set(cores)
@@ -78,7 +89,12 @@ def count(taken: dict[int, int], cores: Iterable[int], by: int) -> None:
             taken.pop(core, None)
 
 
-def _cores(request: CoreRequest, left: list[int], places: Mapping[int, int]) -> list[int] | None:
+def _cores(
+    request: CoreRequest, left: list[int], places: Mapping[int, int], pin: int | None
+) -> list[int] | None:
+    if pin is not None:
+        there = [core for core in left if places.get(core, 0) == pin]
+        return there[: request.count] if len(there) >= request.count else None
     if request.affinity in (PREFER, REQUIRE):
         by_node: dict[int, list[int]] = {}
         for core in left:

@@ -15,11 +15,12 @@ from collections.abc import Iterable, Mapping
 import msgspec
 
 from nomadpy.models.constraint import Affinity, Constraint
-from nomadpy.models.node import NodeDeviceResource
+from nomadpy.models.node import NodeDevice, NodeDeviceResource
 from nomadpy.models.quantities import attribute_text
 from nomadpy.models.resources import (
     AllocatedDeviceResource,
     AllocatedTaskResources,
+    NUMAResource,
     RequestedDevice,
 )
 from nomadpy.models.task import Task
@@ -39,17 +40,20 @@ Assignment = dict[str, list[AllocatedDeviceResource]]
 
 
 class DeviceGroup(msgspec.Struct, frozen=True):
-    """Devices of one model on a node. keys: the healthy ones, in the node's order."""
+    """Devices of one model on a node. keys: the healthy ones, in the node's order. nodes: the NUMA node of each, -1 where
+    nobody knows it; empty where nobody asked."""
 
     vendor: str
     type: str
     name: str
     keys: tuple[DeviceKey, ...]
     facts: dict[str, str]
+    nodes: tuple[int, ...] = ()
 
 
 class DeviceRequest(msgspec.Struct, frozen=True):
-    """What one task asks of one kind of device. milli: of each device, in thousandths."""
+    """What one task asks of one kind of device. milli: of each device, in thousandths. beside: prefer | require where
+    they are to be on the NUMA node of the task's cores (numa.py), else ""."""
 
     task: str
     name: str
@@ -57,6 +61,7 @@ class DeviceRequest(msgspec.Struct, frozen=True):
     milli: int
     constraints: tuple[Constraint, ...] = ()
     affinities: tuple[Affinity, ...] = ()
+    beside: str = ""
 
 
 Chosen = list[tuple[DeviceRequest, DeviceGroup, list[DeviceKey]]]
@@ -66,16 +71,18 @@ Chosen = list[tuple[DeviceRequest, DeviceGroup, list[DeviceKey]]]
 def requests(tasks: Iterable[Task]) -> tuple[DeviceRequest, ...]:
     """Return all that the tasks of a group ask for."""
     return tuple(
-        _request(task.name, one)
+        _request(task.name, one, task.resources.numa)
         for task in tasks
         if task.resources is not None
         for one in task.resources.devices or ()
     )
 
 
-def _request(task: str, asked: RequestedDevice) -> DeviceRequest:
+def _request(task: str, asked: RequestedDevice, numa: NUMAResource | None) -> DeviceRequest:
+    linked = numa is not None and numa.affinity != "none" and asked.name in (numa.devices or ())
     return DeviceRequest(
         task=task,
+        beside=numa.affinity if numa is not None and linked else "",
         name=asked.name,
         count=1 if asked.count is None else asked.count,
         milli=asked.share or WHOLE,
@@ -88,8 +95,10 @@ def _request(task: str, asked: RequestedDevice) -> DeviceRequest:
     )
 
 
-def device_groups(devices: Iterable[NodeDeviceResource] | None) -> tuple[DeviceGroup, ...]:
-    """Return the devices of a node as they are asked for."""
+def device_groups(
+    devices: Iterable[NodeDeviceResource] | None, buses: Mapping[str, int] | int | None = None
+) -> tuple[DeviceGroup, ...]:
+    """Return the devices of a node as they are asked for. buses: the NUMA node of each PCI bus, by `bus_key`, or of all."""
     return tuple(
         DeviceGroup(
             one.vendor,
@@ -101,9 +110,28 @@ def device_groups(devices: Iterable[NodeDeviceResource] | None) -> tuple[DeviceG
                 if instance.healthy
             ),
             {name: attribute_text(value) for name, value in (one.attributes or {}).items()},
+            ()
+            if buses is None
+            else tuple(
+                _numa_node(instance, buses) for instance in one.instances or () if instance.healthy
+            ),
         )
         for one in devices or ()
     )
+
+
+def bus_key(bus_id: str) -> str:
+    """A PCI bus id by which two spellings of one are equal: domains have four digits, eight, or none."""
+    domain, colon, rest = bus_id.strip().lower().partition(":")
+    if ":" not in rest:
+        return f"0:{domain}{colon}{rest}"
+    return f"{domain.lstrip('0') or '0'}:{rest}"
+
+
+def _numa_node(device: NodeDevice, buses: Mapping[str, int] | int) -> int:
+    if isinstance(buses, int):
+        return buses
+    return buses.get(bus_key(device.locality.pci_bus_id), -1) if device.locality else -1
 
 
 def accepts(request: DeviceRequest, group: DeviceGroup) -> bool:
@@ -121,26 +149,28 @@ def accepts(request: DeviceRequest, group: DeviceGroup) -> bool:
 
 def has(asked: Iterable[DeviceRequest], groups: tuple[DeviceGroup, ...]) -> bool:
     """Whether the node could meet all requests if nobody held anything."""
-    return _choose(tuple(asked), groups, {}) is not None
+    return _choose(tuple(asked), groups, {}, {}) is not None
 
 
 def assign(
     asked: tuple[DeviceRequest, ...],
     groups: tuple[DeviceGroup, ...],
     taken: Mapping[DeviceKey, int],
+    pins: Mapping[str, int] | None = None,
 ) -> Chosen | None:
     """Return which devices each request is given, or None when not all can be met.
 
-    Of the models that will do, the one with the most affinity, then the one that the node names first. Of a model's
+    pins: the NUMA node of tasks whose requests have `beside`; without them that means nothing. Of the models that will do, the one with the most affinity, then the one that the node names first. Of a model's
     devices the first free ones; for a share the device with the least left that suffices, so that others stay whole.
     """
-    return _choose(asked, groups, taken)
+    return _choose(asked, groups, taken, pins or {})
 
 
 def _choose(
     asked: tuple[DeviceRequest, ...],
     groups: tuple[DeviceGroup, ...],
     taken: Mapping[DeviceKey, int],
+    pins: Mapping[str, int],
 ) -> Chosen | None:
     """Meet the requests one after the other; one that cannot be met sends an earlier one to its next model."""
     if not asked:
@@ -150,32 +180,35 @@ def _choose(
     if request.affinities and len(fitting) > 1:
         fitting.sort(key=lambda group: -_affinity(request, group))
     for group in fitting:
-        keys = _pick(request, group, taken)
+        keys = _pick(request, group, taken, pins.get(request.task) if request.beside else None)
         if keys is None:
             continue
         after = dict(taken)
         for key in keys:
             after[key] = after.get(key, 0) + request.milli
-        others = _choose(tuple(rest), groups, after)
+        others = _choose(tuple(rest), groups, after, pins)
         if others is not None:
             return [(request, group, keys), *others]
     return None
 
 
 def _pick(
-    request: DeviceRequest, group: DeviceGroup, taken: Mapping[DeviceKey, int]
+    request: DeviceRequest, group: DeviceGroup, taken: Mapping[DeviceKey, int], pin: int | None
 ) -> list[DeviceKey] | None:
+    keys = group.keys
+    if pin is not None:
+        keys = tuple(key for key, node in zip(keys, group.nodes, strict=False) if node == pin)
     if request.milli == WHOLE:
-        free = [key for key in group.keys if not taken.get(key)]
+        free = [key for key in keys if not taken.get(key)]
         return free[: request.count] if len(free) >= request.count else None
     left = [
         (WHOLE - taken.get(key, 0), place)
-        for place, key in enumerate(group.keys)
+        for place, key in enumerate(keys)
         if WHOLE - taken.get(key, 0) >= request.milli
     ]
     if len(left) < request.count:
         return None
-    return [group.keys[place] for _, place in sorted(left)[: request.count]]
+    return [keys[place] for _, place in sorted(left)[: request.count]]
 
 
 def granted(

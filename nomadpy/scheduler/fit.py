@@ -17,6 +17,7 @@ from nomadpy.models.resources import AllocatedResources
 from nomadpy.scheduler.cores import numa_nodes
 from nomadpy.scheduler.devices import WHOLE, DeviceGroup, DeviceKey, DeviceUse, device_groups, held
 from nomadpy.scheduler.devices import count as count_devices
+from nomadpy.scheduler.numa import bus_nodes
 from nomadpy.scheduler.ports import NodePorts
 from nomadpy.scheduler.snapshot import Snapshot
 
@@ -180,7 +181,7 @@ def capacity(node: Node) -> Capacity:
         cores,
         node.node_max_allocs,
         per_core,
-        device_groups(have.devices),
+        device_groups(have.devices, bus_nodes(node)) if have.devices else (),
         numa_nodes(node),
     )
 
