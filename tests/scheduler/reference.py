@@ -7,6 +7,7 @@ says which node; ports, cores and ids are taken from the product's own allocatio
 from __future__ import annotations
 
 import fnmatch
+import math
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable
@@ -39,6 +40,13 @@ def devices_of(alloc: Allocation) -> list[tuple[Device, int]]:
     ]
 
 
+def taken_by(alloc: Allocation) -> tuple[int, int]:
+    """MHz and MiB that an allocation's tasks take."""
+    assert alloc.allocated_resources is not None
+    tasks = (alloc.allocated_resources.tasks or {}).values()
+    return sum(task.cpu.cpu_shares for task in tasks), sum(task.memory.memory_mb for task in tasks)
+
+
 def is_over(alloc: Allocation) -> bool:
     """It no longer counts against its node."""
     return alloc.desired_status in ("stop", "evict") or alloc.client_status in (
@@ -63,6 +71,7 @@ class Reference:
         self.allocs = {alloc.id: alloc for alloc in allocs if not is_over(alloc)}
         self.job = job
         self.algorithm = algorithm
+        self.per_device = self._per_device()
 
     def place(self, alloc: Allocation) -> None:
         """Count an allocation."""
@@ -97,7 +106,11 @@ class Reference:
 
     # -- who may run it -----------------------------------------------------------------------------------
 
-    def _not_eligible(self, node: Node, group: TaskGroup) -> str:
+    def _is_mine(self, node: Node) -> bool:
+        """Whether the job may use the node at all."""
+        return not self._not_mine(node)
+
+    def _not_mine(self, node: Node) -> str:
         if node.status != "ready" or node.scheduling_eligibility == "ineligible":
             return "not ready"
         if node.drain or node.drain_strategy is not None:
@@ -108,6 +121,11 @@ class Reference:
             fnmatch.fnmatchcase(node.datacenter, glob) for glob in self.job.datacenters or ["*"]
         ):
             return "datacenter"
+        return ""
+
+    def _not_eligible(self, node: Node, group: TaskGroup) -> str:
+        if found := self._not_mine(node):
+            return found
         for task in group.tasks or []:
             driver = (node.drivers or {}).get(task.driver)
             if driver is None or not driver.detected or not driver.healthy:
@@ -208,9 +226,8 @@ class Reference:
         cpu = memory = disk = 0
         for alloc in self._there(node):
             assert alloc.allocated_resources is not None
-            for task in (alloc.allocated_resources.tasks or {}).values():
-                cpu += task.cpu.cpu_shares
-                memory += task.memory.memory_mb
+            of_tasks = taken_by(alloc)
+            cpu, memory = cpu + of_tasks[0], memory + of_tasks[1]
             disk += alloc.allocated_resources.shared.disk_mb
         return cpu, memory, disk
 
@@ -405,6 +422,8 @@ class Reference:
         ):
             left.append(1 - (used + asked) / usable if usable else 0.0)
         cpu, memory, _ = left
+        if self.algorithm == "gpu-aware":
+            return self._still_of_use(node, group, cpu + memory)
         if self.algorithm == "balanced":
             score = 1 - (cpu + memory + 6 * abs(cpu - memory)) / 8
         elif self.algorithm == "spread":
@@ -418,19 +437,46 @@ class Reference:
 
     def _devices_full(self, node: Node, group: TaskGroup) -> float:
         """The share of the healthy devices that is taken with one more allocation."""
-        assert node.node_resources is not None
-        healthy = sum(
-            instance.healthy
-            for one in node.node_resources.devices or []
-            for instance in one.instances or []
-        )
-        taken = sum(share for alloc in self._there(node) for _, share in devices_of(alloc))
-        taken += sum(
-            (one.count or 1) * (one.share or 1000)
-            for resources in _resources(group)
-            for one in resources.devices or []
-        )
-        return min(1.0, taken / (1000 * healthy)) if healthy else 0.0
+        healthy = _healthy(node)
+        taken = sum(share for alloc in self._there(node) for _, share in devices_of(alloc)) / 1000
+        return min(1.0, (taken + _devices_wanted(group)) / healthy) if healthy else 0.0
+
+    def _per_device(self) -> tuple[float, float]:
+        """MHz and MiB that go with one device, in quarters of a doubling, when the pass begins."""
+        mine = [node for node in self.nodes.values() if self._is_mine(node)]
+        held = [alloc for node in mine for alloc in self._there(node) if devices_of(alloc)]
+        devices = sum(share for alloc in held for _, share in devices_of(alloc)) / 1000
+        cpu, memory = (sum(taken_by(alloc)[kind] for alloc in held) for kind in (0, 1))
+        if not held:
+            equipped = [node for node in mine if _healthy(node)]
+            devices = sum(_healthy(node) for node in equipped)
+            cpu, memory = (sum(self.usable(node)[kind] for node in equipped) for kind in (0, 1))
+        if not devices:
+            return 1.0, 1.0
+        return _quarter(cpu / devices), _quarter(memory / devices)
+
+    def _still_of_use(self, node: Node, group: TaskGroup, empty: float) -> float:
+        """How little of the node's free devices is lost, for want of cpu or memory, to one more allocation."""
+        devices = _healthy(node)
+        taken = sum(share for alloc in self._there(node) for _, share in devices_of(alloc)) / 1000
+        wanted = _devices_wanted(group)
+        lost = []
+        for more in (0, 1):
+            free = max(0.0, devices - taken - more * wanted)
+            cpu, memory = (
+                (have - used - more * ask) / each
+                for have, used, ask, each in zip(
+                    self.usable(node),
+                    self.used(node),
+                    self.asked(node, group),
+                    self.per_device,
+                    strict=False,
+                )
+            )
+            lost.append(max(0.0, free - cpu, free - memory))
+        if devices:
+            empty += free / devices + (0 if wanted else 2)
+        return 1 / (1 + math.exp(lost[1] - lost[0] + empty / 10))
 
     def _affinity(self, node: Node, group: TaskGroup) -> float:
         affinities = [*(self.job.affinities or []), *(group.affinities or [])]
@@ -471,6 +517,30 @@ class Reference:
         if least == most:
             return -1.0
         return (most - least) / least
+
+
+def _healthy(node: Node) -> int:
+    assert node.node_resources is not None
+    return sum(
+        instance.healthy
+        for one in node.node_resources.devices or []
+        for instance in one.instances or []
+    )
+
+
+def _devices_wanted(group: TaskGroup) -> float:
+    return (
+        sum(
+            (one.count or 1) * (one.share or 1000)
+            for resources in _resources(group)
+            for one in resources.devices or []
+        )
+        / 1000
+    )
+
+
+def _quarter(amount: float) -> float:
+    return 2 ** (round(4 * math.log2(max(amount, 1))) / 4)
 
 
 def _resources(group: TaskGroup) -> list[Resources]:

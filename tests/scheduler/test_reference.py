@@ -30,6 +30,7 @@ from nomadpy.models.node import (
     NodeReservedMemoryResources,
 )
 from nomadpy.models.node import NodeReservedResources as Reserved
+from nomadpy.models.operator import SCHEDULER_ALGORITHMS
 from nomadpy.models.resources import Attribute, NetworkResource, Port, RequestedDevice, Resources
 from nomadpy.scheduler.decision import Decision
 from nomadpy.scheduler.fit import plan_fits_node, terminal
@@ -248,7 +249,7 @@ def check_choice(world: World, slow: Reference, group: TaskGroup, alloc: Allocat
     nodes=clusters(),
     others=jobs("other"),
     job=jobs(),
-    algorithm=st.sampled_from(["binpack", "spread", "balanced"]),
+    algorithm=st.sampled_from(SCHEDULER_ALGORITHMS),
     steps=st.lists(
         st.tuples(
             st.sampled_from(["fail", "update", "down", "drop", "again"]),
@@ -291,7 +292,7 @@ def test_every_choice_is_the_references(
 @given(
     nodes=clusters(with_devices=True),
     made=st.lists(jobs(with_devices=True), min_size=1, max_size=4),
-    algorithm=st.sampled_from(["binpack", "spread", "balanced"]),
+    algorithm=st.sampled_from(SCHEDULER_ALGORITHMS),
 )
 def test_every_choice_of_nodes_with_devices_is_the_references(
     nodes: list[Node], made: list[Job], algorithm: str
