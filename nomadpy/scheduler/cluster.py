@@ -126,7 +126,7 @@ class Cluster:
         view: NodeView,
         job_allocs: Iterable[Allocation],
     ) -> None:
-        self._snapshot = snapshot
+        self.snapshot = snapshot
         self._table = table
         self.view = view
         self.log: list[Change] = []
@@ -191,7 +191,7 @@ class Cluster:
 
     def restore(self, alloc: Allocation) -> None:
         """Undo `remove`: the allocation stays after all."""
-        node = self._snapshot.node(alloc.node_id)
+        node = self.snapshot.node(alloc.node_id)
         if node is None:
             return
         state = self.get(node.id)

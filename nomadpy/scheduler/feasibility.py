@@ -14,6 +14,7 @@ from functools import lru_cache
 import msgspec
 
 from nomadpy.models.constraint import Affinity, Constraint
+from nomadpy.models.host_volume import host_requests, source_of
 from nomadpy.models.job import Job, TaskGroup
 from nomadpy.models.node import Node
 from nomadpy.scheduler import devices
@@ -87,8 +88,8 @@ def in_datacenters(datacenter: str, patterns: list[str] | None) -> bool:
     )
 
 
-def requirements(job: Job, group: TaskGroup) -> Requirements:
-    """Return what the group asks of a node."""
+def requirements(job: Job, group: TaskGroup, index: int = 0) -> Requirements:
+    """Return what the group asks of a node. index: of the allocation, whose volumes are its own with per_alloc."""
     gathered = [*(job.constraints or ()), *(group.constraints or ())]
     tasks = group.tasks or []
     for task in tasks:
@@ -105,9 +106,7 @@ def requirements(job: Job, group: TaskGroup) -> Requirements:
             if network.mode not in ("", "host", "none")
         ),
         host_volumes=tuple(
-            (volume.source, volume.read_only)
-            for volume in (group.volumes or {}).values()
-            if volume.type == "host"
+            (source_of(volume, index), volume.read_only) for volume in host_requests(group)
         ),
         escaped=any("unique." in one.l_target or "unique." in one.r_target for one in constraints),
         unmet=_unmet(group),
@@ -122,7 +121,8 @@ class Feasibility:
         self._wanted = wanted
         self._by_class: dict[str, str] = {}
         self.eligibility: dict[str, bool] = {}
-        self.escaped = wanted.escaped
+        # Nodes of one class have different volumes, and those come and go.
+        self.escaped = wanted.escaped or bool(wanted.host_volumes)
 
     def copy(self) -> Feasibility:
         """The same answers so far; what either learns from now on is its own."""

@@ -35,6 +35,7 @@ from nomadpy.scheduler.ranking import (
 )
 from nomadpy.scheduler.refusals import GrantError, Refusals, summed
 from nomadpy.scheduler.standing import Wanted, standing
+from nomadpy.scheduler.volumes import Aim, GroupClaims, VolumeRules, sticky
 
 _TOP_SCORES = 5
 
@@ -58,7 +59,11 @@ class GroupPlacer:
         group: TaskGroup,
         config: SchedulerConfiguration,
         entropy: Entropy,
+        *,
+        index: int = 0,
+        claims: GroupClaims | None = None,
     ) -> None:
+        """index: of the allocations that are placed, which counts with per_alloc. claims: of the group, in this pass."""
         self._cluster = cluster
         self._job = job
         self._group = group
@@ -67,6 +72,10 @@ class GroupPlacer:
         self._distinct = DistinctRules(job, group)
         self._spread = SpreadScore(job, group)
         self._distincts, self._spreads = bool(self._distinct), bool(self._spread)
+        self._claims = claims or GroupClaims(cluster.snapshot, job, group.name)
+        self.volumes = VolumeRules(cluster.snapshot, job, group, index, self._claims)
+        self._sticky = sticky(group)
+        self._rules = self._distincts or bool(self.volumes)
         for node, name in cluster.job_allocs.values():
             self._distinct.count(node, name, 1)
             self._spread.count(node, name, 1)
@@ -75,7 +84,7 @@ class GroupPlacer:
         for task in group.tasks or ():
             affinities.extend(task.affinities or ())
         wanted = Wanted(
-            requirements(job, group),
+            requirements(job, group, index),
             tuple(affinities),
             config.scheduler_algorithm,
             self.ask,
@@ -114,12 +123,35 @@ class GroupPlacer:
             if not self._filtered.reason(index):
                 self._refresh(index)
 
-    def select(self, penalties: Collection[str] = (), preferred: str = "") -> Choice | None:
+    def select(
+        self,
+        penalties: Collection[str] = (),
+        preferred: str = "",
+        previous: Allocation | None = None,
+    ) -> Choice | None:
         """Return the best node that has room, or None.
 
         penalties: nodes to avoid if others will do. preferred: a node to take if it can hold the allocation at all.
+        previous: whom it comes after, whose sticky volumes it takes over.
         The caller tells the cluster when it places what was chosen.
         """
+        if not self._sticky:
+            return self._select(penalties, preferred)
+        for aim in self._claims.aims(self._group, previous):
+            self.aim_at(aim)
+            choice = self._select(penalties, preferred)
+            if choice is not None:
+                return choice
+        return None
+
+    def aim_at(self, aim: Aim) -> None:
+        """From now on only these sticky volumes will do."""
+        if aim != self.volumes.aim:
+            self.volumes.aim = aim
+            for index in self._excluded.places():
+                self._refresh(index)
+
+    def _select(self, penalties: Collection[str], preferred: str) -> Choice | None:
         self._catch_up()
         if not penalties and not preferred:
             return self._select_best()
@@ -147,7 +179,7 @@ class GroupPlacer:
         """Return the choice of this very node, or None when it cannot hold an allocation of the group."""
         self._catch_up()
         index = state.index
-        problem = self._distinct.problem(state.node, state.groups) if self._distincts else ""
+        problem = self._rule(state) if self._rules else ""
         if problem:
             self._excluded.add(index, state.node, problem)
             self._retire(index)
@@ -198,8 +230,8 @@ class GroupPlacer:
         return self._exhausted.places()
 
     def forbidden(self, state: NodeState) -> str:
-        """Why the job's other allocations keep the group off a node, or ""."""
-        return self._distinct.problem(state.node, state.groups) if self._distincts else ""
+        """Why the job's other allocations, or the volumes there, keep the group off a node, or ""."""
+        return self._rule(state) if self._rules else ""
 
     def lacks(self, state: NodeState) -> tuple[Amount, bool]:
         """What is missing (0 where nothing is) of cpu, memory and disk, and of the number of allocations."""
@@ -215,7 +247,7 @@ class GroupPlacer:
 
     def trial(self, state: NodeState) -> dict[str, float] | None:
         """The parts of the node's score as its state is now, None when it cannot hold one more. Takes nothing."""
-        problem = self._distinct.problem(state.node, state.groups) if self._distincts else ""
+        problem = self._rule(state) if self._rules else ""
         if problem or self.ask.shortage(state):
             return None
         try:
@@ -236,6 +268,11 @@ class GroupPlacer:
         metrics = msgspec.structs.replace(self._metrics([]), score_meta_data=scores or None)
         return Choice(state, grant, metrics)
 
+    def _rule(self, state: NodeState) -> str:
+        """Why the job's other allocations, or the volumes there, keep the group off a node, or ""."""
+        found = self._distinct.problem(state.node, state.groups) if self._distincts else ""
+        return found or (self.volumes.problem(state) if self.volumes else "")
+
     def _select_best(self) -> Choice | None:
         while True:
             if self._spreads:
@@ -245,7 +282,7 @@ class GroupPlacer:
                 return None
             index = top[0][1]
             state = self._cluster.state(index)
-            problem = self._distinct.problem(state.node, state.groups) if self._distincts else ""
+            problem = self._rule(state) if self._rules else ""
             if problem:
                 self._excluded.add(index, state.node, problem)
                 self._retire(index)
@@ -333,8 +370,8 @@ class GroupPlacer:
         self._scored.pop(index, None)
         self._exhausted.discard(index, state.node)
         self._excluded.discard(index, state.node)
-        if self._distincts:
-            problem = self._distinct.problem(state.node, state.groups)
+        if self._rules:
+            problem = self._rule(state)
             if problem:
                 self._excluded.add(index, state.node, problem)
                 self._retire(index)

@@ -18,7 +18,7 @@ from nomadpy.models.job import Job
 from nomadpy.models.operator import SPREAD
 from nomadpy.models.plan import AllocStop, Plan
 from nomadpy.models.what_if import Move, RebalanceRequest, RebalanceResponse
-from nomadpy.scheduler.alloc_sets import ACTIVE_DEPLOYMENT
+from nomadpy.scheduler.alloc_sets import ACTIVE_DEPLOYMENT, alloc_index
 from nomadpy.scheduler.cluster import Cluster
 from nomadpy.scheduler.conclude import new_allocation
 from nomadpy.scheduler.fit import ready_for_placements, terminal, usage
@@ -26,6 +26,7 @@ from nomadpy.scheduler.node_table import NodeRow, NodeTable
 from nomadpy.scheduler.placement import GroupPlacer
 from nomadpy.scheduler.settings import effective_config
 from nomadpy.scheduler.updates import find_group, same_version
+from nomadpy.scheduler.volumes import keeps_data
 from nomadpy.state.store import Snapshot
 
 PACK = "pack"
@@ -127,6 +128,8 @@ class _Search:
         if disk is not None and disk.sticky:
             # Its data would have to be carried along.
             return False
+        if group is not None and keeps_data(group):
+            return False
         deployment = self._snapshot.latest_deployment(job.namespace, job.id)
         return deployment is None or deployment.status not in ACTIVE_DEPLOYMENT
 
@@ -139,7 +142,9 @@ class _Search:
         live = self._job_allocs(job)
         cluster = Cluster(self._snapshot, self._table, self._table.view(job), live)
         config = effective_config(self._snapshot, job)
-        placer = GroupPlacer(cluster, job, group, config, self._entropy)
+        placer = GroupPlacer(
+            cluster, job, group, config, self._entropy, index=max(0, alloc_index(alloc))
+        )
         cluster.remove(alloc)
         choice = placer.select()
         if choice is None or choice.state.node.id == alloc.node_id:

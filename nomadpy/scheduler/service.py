@@ -16,8 +16,10 @@ from nomadpy.models.allocation import (
 )
 from nomadpy.models.deployment import Deployment
 from nomadpy.models.evaluation import Evaluation
+from nomadpy.models.host_volume import index_of
 from nomadpy.models.job import Job, TaskGroup
 from nomadpy.models.plan import AllocStop
+from nomadpy.scheduler import volumes
 from nomadpy.scheduler.alloc_sets import ACTIVE_DEPLOYMENT
 from nomadpy.scheduler.ask import Grant, GroupAsk
 from nomadpy.scheduler.cluster import Cluster
@@ -83,7 +85,8 @@ class _StayCheck:
     def __init__(self, job: Job | None, snapshot: Snapshot) -> None:
         self._job = job
         self._snapshot = snapshot
-        self._known: dict[str, Feasibility] = {}
+        # By group, and with per_alloc by the allocation's index.
+        self._known: dict[tuple[str, int], Feasibility] = {}
 
     def __call__(self, alloc: Allocation, group: TaskGroup) -> bool:
         job, node = self._job, self._snapshot.node(alloc.node_id)
@@ -91,10 +94,16 @@ class _StayCheck:
             return False
         if job.node_pool not in (ALL_POOL, node.node_pool or "default", ""):
             return False
-        known = self._known.get(group.name)
+        index = index_of(alloc.name) if volumes.per_alloc(group) else 0
+        known = self._known.get((group.name, index))
         if known is None:
-            known = self._known[group.name] = Feasibility(requirements(job, group))
+            known = Feasibility(requirements(job, group, index))
+            self._known[(group.name, index)] = known
         return not known.problem(node)
+
+
+_PlacerKey = tuple[str, int, int]
+"""Group, version of the job, and the allocation's index where allocations differ by it."""
 
 
 class _Version(msgspec.Struct, frozen=True):
@@ -130,9 +139,11 @@ class _GroupPass:
         self._entropy = entropy
         self._table = table
         self._config = effective_config(snapshot, job)
-        # By group, and by version: while canaries run, what is lost comes back in the version before.
-        self._placers: dict[tuple[str, int], GroupPlacer] = {}
-        self._preemptors: dict[tuple[str, int], Preemptor] = {}
+        # By group, and by version: while canaries run, what is lost comes back in the version before. With per_alloc by
+        # index too: each allocation asks for a volume of its own.
+        self._placers: dict[_PlacerKey, GroupPlacer] = {}
+        self._preemptors: dict[_PlacerKey, Preemptor] = {}
+        self._claims: dict[str, volumes.GroupClaims] = {}
         self._present: dict[str, _Version] = {}
         # The newest plain allocation: the next one differs from it in little.
         self._draft: tuple[_Version, Grant, Allocation] | None = None
@@ -187,18 +198,35 @@ class _GroupPass:
             self._place(cluster, self._version_for(place), place)
         if self._outcome.evicted:
             spare_needless(cluster, self._outcome)
-        for (name, _), placer in self._placers.items():
+        for (name, *_), placer in self._placers.items():
             if name in self._outcome.failed:
                 self._outcome.feasibilities.append(placer.feasibility)
 
-    def _placer(self, cluster: Cluster, version: _Version) -> GroupPlacer:
-        key = (version.group.name, version.job.version)
+    def _placer(self, cluster: Cluster, version: _Version, key: _PlacerKey) -> GroupPlacer:
         placer = self._placers.get(key)
         if placer is None:
             placer = self._placers[key] = GroupPlacer(
-                cluster, version.job, version.group, self._config, self._entropy
+                cluster,
+                version.job,
+                version.group,
+                self._config,
+                self._entropy,
+                index=key[2],
+                claims=self._claims_of(version.group),
             )
         return placer
+
+    def _claims_of(self, group: TaskGroup) -> volumes.GroupClaims:
+        found = self._claims.get(group.name)
+        if found is None:
+            leaving = [
+                place.previous.id
+                for place in (*self._wanted.destructive, *self._wanted.placements)
+                if place.previous is not None and volumes.sticky(group)
+            ]
+            found = volumes.GroupClaims(self._snapshot, self._job, group.name, leaving)
+            self._claims[group.name] = found
+        return found
 
     def _version_for(self, place: Placement) -> _Version:
         """The version to place: the one that was last promoted, for what is lost while canaries run."""
@@ -230,9 +258,13 @@ class _GroupPass:
         return None if older is None or group is None else _Version(older, group, "")
 
     def _place(self, cluster: Cluster, version: _Version, place: Placement) -> None:
-        name = place.group.name
-        placer = self._placer(cluster, version)
-        if name in self._outcome.failed and not place.replaces:
+        name, group = place.group.name, version.group
+        # Not all allocations of the group are alike: what one was refused, another may be given.
+        own = bool(group.volumes) and (volumes.per_alloc(group) or volumes.sticky(group))
+        index = index_of(place.name) if own and volumes.per_alloc(group) else 0
+        key = (group.name, version.job.version, index)
+        placer = self._placer(cluster, version, key)
+        if name in self._outcome.failed and not place.replaces and not own:
             # The group has just been refused on every node, and nothing was freed since.
             self._refuse(name, placer)
             return
@@ -242,7 +274,8 @@ class _GroupPass:
         choice = placer.select(
             penalties=penalty_nodes(previous) if place.rescheduled and previous else (),
             preferred=_preferred_node(place),
-        ) or self._preempt(cluster, placer, version)
+            previous=previous,
+        ) or self._preempt(cluster, placer, version, key)
         if choice is None:
             self._refuse(name, placer)
             if place.replaces and previous is not None:
@@ -258,13 +291,15 @@ class _GroupPass:
         self._outcome.placements.append(alloc)
         self._placed.append(alloc)
         cluster.place(choice.state, alloc, choice.grant.amount)
+        if own:
+            self._claims_of(group).take(alloc, group, choice.state.node)
 
     def _withhold(self) -> None:
         """Place nothing of a gang (all_at_once) since not all of it can be; what it would have displaced stays."""
         outcome = self._outcome
         missing = ", ".join(f'"{name}"' for name in outcome.failed)
         withheld = {alloc.id for alloc in self._placed}
-        placers = {name: placer for (name, _), placer in self._placers.items()}
+        placers = {name: placer for (name, *_), placer in self._placers.items()}
         outcome.placements = [one for one in outcome.placements if one.id not in withheld]
         outcome.take_back_evictions()
         for alloc in self._placed:
@@ -285,11 +320,12 @@ class _GroupPass:
         # Any of the groups may be the one that makes way for another, so a node for any of them may help.
         outcome.feasibilities = [placer.feasibility for placer in self._placers.values()]
 
-    def _preempt(self, cluster: Cluster, placer: GroupPlacer, version: _Version) -> Choice | None:
+    def _preempt(
+        self, cluster: Cluster, placer: GroupPlacer, version: _Version, key: _PlacerKey
+    ) -> Choice | None:
         """Make room at the expense of less important jobs, where that is allowed."""
         if not may_preempt(self._config, self._job.type):
             return None
-        key = (version.group.name, version.job.version)
         preemptor = self._preemptors.get(key)
         if preemptor is None:
             preemptor = self._preemptors[key] = Preemptor(cluster, version.job, placer)

@@ -8,6 +8,7 @@ from typing import Protocol
 from nomadpy.models.allocation import Allocation
 from nomadpy.models.deployment import Deployment
 from nomadpy.models.evaluation import Evaluation
+from nomadpy.models.host_volume import HostVolume, TaskGroupHostVolumeClaim
 from nomadpy.models.job import Job
 from nomadpy.models.node import Node, NodePool
 from nomadpy.models.operator import SchedulerConfiguration
@@ -67,6 +68,20 @@ class Snapshot(Protocol):
 
     def deployments_by_job(self, namespace: str, job_id: str) -> Iterable[Deployment]:
         """The deployments of a job, newest first."""
+        ...
+
+    def host_volume(self, namespace: str, volume_id: str) -> HostVolume | None:
+        """One dynamic host volume."""
+        ...
+
+    def volume_claims_by_job(
+        self, namespace: str, job_id: str
+    ) -> Iterable[TaskGroupHostVolumeClaim]:
+        """The volumes that a job's groups hold."""
+        ...
+
+    def volume_claims_by_volume(self, volume_id: str) -> Iterable[TaskGroupHostVolumeClaim]:
+        """Who holds a volume."""
         ...
 
     def scheduler_config(self) -> SchedulerConfiguration:

@@ -24,6 +24,7 @@ from nomadpy.models.plan import AllocStop, Plan, PlanOutcome
 from nomadpy.scheduler.fit import NodePlan, not_ready, plan_by_node, server_terminal, terminal
 from nomadpy.scheduler.node_table import NodeTable
 from nomadpy.scheduler.preemption import may_evict
+from nomadpy.scheduler.volumes import PlanVolumes
 from nomadpy.server import new_evaluations
 from nomadpy.server.core import Core
 from nomadpy.server.leader.rejections import REASON, SUBSYSTEM, Rejections
@@ -314,10 +315,12 @@ def check_plan(
         table = NodeTable()
         table.catch_up(snapshot)
     plan = _without_needless_evictions(plan, table)
+    volumes = PlanVolumes(snapshot, plan)
     rejected: list[str] = []
     for node_id, wanted in plan_by_node(plan).items():
         fits, reason = table.plan_fits(node_id, wanted)
         reason = reason or _stale(snapshot, plan, table, node_id, wanted)
+        reason = reason or volumes.problem(node_id, table.allocs, wanted)
         if not fits or reason:
             rejected.append(node_id)
             log.debug("plan rejected for a node", node_id=node_id, reason=reason)
