@@ -21,15 +21,16 @@ from test_schedule_properties import clusters, groups
 from nomadpy.entropy import SeededEntropy
 from nomadpy.models.constraint import Affinity
 from nomadpy.models.job import Job, TaskGroup
-from nomadpy.models.node import Node
-from nomadpy.models.resources import Resources
+from nomadpy.models.node import Node, NodeDevice, NodeDeviceResource
+from nomadpy.models.resources import RequestedDevice, Resources
 from nomadpy.scheduler import node_table
 from nomadpy.scheduler.decision import Decision
 from nomadpy.scheduler.fit import node_plan_fits, plan_by_node
 from nomadpy.scheduler.node_table import NodeTable
 from nomadpy.scheduler.schedule import schedule, schedule_batch
 
-STEPS = ("deploy", "stop", "fail", "node", "drop node", "new node", "spread", "binpack", "scale")
+ALGORITHMS = ("spread", "binpack", "gpu-aware")
+STEPS = ("deploy", "stop", "fail", "node", "drop node", "new node", "scale", *ALGORITHMS)
 
 
 def small_jobs() -> list[Job]:
@@ -40,13 +41,18 @@ def small_jobs() -> list[Job]:
         ("fond", {"affinities": [Affinity(l_target="${meta.rack}", r_target="r2", weight=50)]}),
         ("apart", {"constraints": [constraint("", "distinct_hosts")]}),
     ]
+    devices = {"apart": [RequestedDevice(name="gpu", count=1, share=300)]}
     return [
         make_job(
             f"{name}-{number}",
             make_group(
                 "group",
                 count=count,
-                tasks=[make_task(resources=Resources(cpu=cpu, memory_mb=100))],
+                tasks=[
+                    make_task(
+                        resources=Resources(cpu=cpu, memory_mb=100, devices=devices.get(name))
+                    )
+                ],
                 **fields,
             ),
             type=kind,
@@ -56,6 +62,18 @@ def small_jobs() -> list[Job]:
             [("service", 3, 200), ("batch", 2, 200), ("service", 4, 450)]
         )
     ]
+
+
+def with_gpus(node: Node, number: int) -> Node:
+    """The node with so many devices besides."""
+    gpus = NodeDeviceResource(
+        vendor="nvidia",
+        type="gpu",
+        name="T4",
+        instances=[NodeDevice(id=f"T4-{n}", healthy=True) for n in range(number)],
+    )
+    resources = msgspec.structs.replace(node.node_resources, devices=[gpus])
+    return msgspec.structs.replace(node, node_resources=resources)
 
 
 def both(world: World, job: Job, seed: int) -> Decision:
@@ -102,7 +120,7 @@ def step(world: World, what: str, job: Job, number: int, seed: int) -> None:
         world.change_node(node.id, **fields[number % len(fields)])
     elif what == "new node":
         world.add_nodes(make_node(f"later-{number}", cpu=1000, memory=1024, meta={"rack": "r1"}))
-    elif what in ("spread", "binpack"):
+    elif what in ALGORITHMS:
         world.configure(scheduler_algorithm=what)
     if world.snapshot.job(NAMESPACE, job.id) is not None:
         world.apply(both(world, job, seed))
@@ -120,7 +138,9 @@ def test_kept_nodes_never_change_a_decision(
     nodes: list[Node], steps: list[tuple[str, int, int]], seed: int
 ) -> None:
     world = World(seed)
-    world.add_nodes(*nodes)
+    world.add_nodes(
+        *(node if number % 3 else with_gpus(node, number + 1) for number, node in enumerate(nodes))
+    )
     jobs = small_jobs()
     for at, (what, which, number) in enumerate(steps):
         step(world, what, jobs[which], number, seed + at)
