@@ -388,8 +388,8 @@ async def test_a_job_that_waits_for_a_volume_is_placed_when_it_is_there() -> Non
         await world.settled()
         assert node.node.wanted() == []
         await node.tell(made)
-        await world.settled()
-        assert [a.job_id for a in node.node.wanted()] == ["db"]
+        (alloc,) = await world.until(node.node.wanted, "the job to be placed")
+        assert alloc.job_id == "db"
 
 
 async def test_a_node_that_goes_down_takes_its_volumes_with_it_and_brings_them_back() -> None:
@@ -461,3 +461,23 @@ async def test_claims_are_listed_filtered_and_forgotten() -> None:
         assert await world.get("TaskGroupHostVolumeClaim.List") == []
         with pytest.raises(NotFoundError, match="volume claim not found"):
             await world.call("TaskGroupHostVolumeClaim.Delete", calls.Write(id=claim.id))
+
+
+async def test_a_group_whose_claim_is_forgotten_may_go_elsewhere() -> None:
+    async with running() as world, volume_node(world) as one, volume_node(world) as other:
+        first = await create(world, asked(node_id=one.node.id))
+        await one.tell(first)
+        await world.register(job_with_volume(Sticky=True))
+        await world.settled()
+        await one.node.obey()
+        second = await create(world, asked(node_id=other.node.id))
+        await other.tell(second)
+        await one.node.heartbeat("down")
+        await world.settled()
+        assert other.node.wanted() == []
+        (row,) = await world.get("TaskGroupHostVolumeClaim.List")
+        assert row["VolumeID"] == first.id
+        await world.call("TaskGroupHostVolumeClaim.Delete", calls.Write(id=row["ID"]))
+        (alloc,) = await world.until(other.node.wanted, "the job to be placed")
+        (row,) = await world.get("TaskGroupHostVolumeClaim.List")
+        assert (row["VolumeID"], row["AllocID"]) == (second.id, alloc.id)
