@@ -204,11 +204,12 @@ class Devices:
             await _within(FIRST_LOOK_S, wake)
         while True:
             wake.clear()
-            before = self.groups()
+            before = self._found.get(plugin.name) or []
             await self._look(plugin)
             self._looked[plugin.name].set()
-            if self.groups() != before:
-                log.info("devices changed", plugin=plugin.name, **_counts(self._found[plugin.name]))
+            found = self._found[plugin.name]
+            if found != before:
+                log.info("devices changed", plugin=plugin.name, **_counts(found))
                 changed()
             await asyncio.sleep(_SHORTEST_PAUSE_S)
             await _within(plugin.interval_s, wake)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from nomadpy.cli import devices
 from nomadpy.cli.client import Client
 from nomadpy.cli.command import DETACH, JSON, VERBOSE, Call, command
 from nomadpy.cli.errors import CliError
@@ -224,6 +225,11 @@ def _show_task(alloc: Row, name: str, state: Row, usage: Row | None, *, events: 
                 ],
             ),
         )
+        if granted.get("Devices"):
+            section("Devices:", table("Device|IDs|Share", devices.assigned(granted["Devices"])))
+        measured = ((usage or {}).get("ResourceUsage") or {}).get("DeviceStats")
+        if measured:
+            section("Device Stats:", pairs(devices.utilization(measured)))
     section(
         "Task Events:",
         pairs(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from nomadpy.cli import devices
 from nomadpy.cli.command import JSON, VERBOSE, Call, command
 from nomadpy.cli.errors import CliError
 from nomadpy.cli.flags import Flag, number, text
@@ -125,6 +126,7 @@ def _show(call: Call, identity: str) -> int:
         ]
         section("Drivers", table("Driver|Detected|Healthy|Message", rows))
         section("Attributes", pairs(sorted((node.get("Attributes") or {}).items())))
+        _devices(node)
         section("Meta", pairs(sorted((node.get("Meta") or {}).items())))
     events = node.get("Events") or []
     if events:
@@ -140,11 +142,27 @@ def _show(call: Call, identity: str) -> int:
             "/v1/client/stats", {"node_id": node["ID"]}, doing="querying host stats"
         )
         section("Host Resource Utilization", _host(found))
+        if found.get("DeviceStats"):
+            section("Device Resource Utilization", pairs(devices.utilization(found["DeviceStats"])))
+            for device, figures in devices.figures(found["DeviceStats"]):
+                section(f"Device Stats of {device}", pairs(figures))
     stubs = [{**a, "JobVersion": (a.get("Job") or {}).get("Version", 0)} for a in allocs]
     section(
         "Allocations", allocs_table(stubs, call.id_length) if stubs else "No allocations placed"
     )
     return 0
+
+
+def _devices(node: Row) -> None:
+    groups = (node.get("NodeResources") or {}).get("Devices") or []
+    if not groups:
+        return
+    rows = devices.instances(groups)
+    section("Devices", table("Device|ID|Healthy|Message|PCI Bus", rows))
+    for group in groups:
+        known = devices.attributes(group)
+        if known:
+            section(f"Device Group Attributes of {devices.name_of(group)}", pairs(known))
 
 
 def _drain(node: Row) -> str:

@@ -94,8 +94,25 @@ def _resource_faults(resources: Resources) -> list[str]:
         for index, affinity in enumerate(device.affinities or [], 1):
             inner += nested(f"Affinity {index} validation failed", affinity_faults(affinity))
         faults += nested(f"device {number} failed validation", inner)
-    if resources.numa is not None and resources.numa.affinity not in ("none", "prefer", "require"):
-        faults.append("numa affinity must be one of none, prefer, or require")
+    faults += _numa_faults(resources)
+    return faults
+
+
+def _numa_faults(resources: Resources) -> list[str]:
+    numa = resources.numa
+    if numa is None:
+        return []
+    if numa.affinity not in ("none", "prefer", "require"):
+        return ["numa affinity must be one of none, prefer, or require"]
+    faults: list[str] = []
+    if numa.devices and numa.affinity == "none":
+        faults.append("numa affinity must be prefer or require when numa devices are named")
+    asked = {device.name for device in resources.devices or []}
+    faults += [
+        f'numa device "{name}" is not one of the devices that the task asks for'
+        for name in numa.devices or []
+        if name not in asked
+    ]
     return faults
 
 
