@@ -47,6 +47,7 @@ _FSM: dict[type[Command], str] = {
     commands.AllocClientUpdate: "alloc_client_update",
     commands.AllocTransition: "apply_alloc_update_desired_transition",
     commands.PlanResults: "apply_plan_results",
+    commands.PackedPlans: "apply_packed_plan_results",
     commands.DeploymentUpdate: "apply_deployment_status_update",
     commands.DeploymentAllocHealth: "apply_deployment_alloc_health",
     commands.DeploymentPromote: "apply_deployment_promotion",

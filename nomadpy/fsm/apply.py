@@ -16,6 +16,7 @@ from nomadpy import logs
 from nomadpy.errors import CorruptionError, InvalidRequestError, LogFormatError, NomadError
 from nomadpy.fsm import commands, dedup, formats
 from nomadpy.fsm.commands import Applied, Command, Entry, EntryCodec
+from nomadpy.fsm.packing import unpack
 from nomadpy.fsm.restoring import Restoring
 from nomadpy.models.job import Job
 from nomadpy.models.variable import HeldLock
@@ -308,6 +309,10 @@ def _plan_results(tx: Transaction, c: commands.PlanResults) -> object:
     return plan_results.upsert(tx, c.plans)
 
 
+def _packed_plans(tx: Transaction, c: commands.PackedPlans) -> object:
+    return plan_results.upsert(tx, [unpack(plan) for plan in c.plans])
+
+
 def _deployment_update(tx: Transaction, c: commands.DeploymentUpdate) -> None:
     deployments.set_status(tx, c.deployment_id, c.status, c.description)
     if c.job is not None:
@@ -431,6 +436,7 @@ _HANDLERS: dict[type[Command], Callable[[Transaction, Any], object]] = {
     commands.AllocClientUpdate: _alloc_client_update,
     commands.AllocTransition: _alloc_transition,
     commands.PlanResults: _plan_results,
+    commands.PackedPlans: _packed_plans,
     commands.DeploymentUpdate: _deployment_update,
     commands.DeploymentAllocHealth: _deployment_alloc_health,
     commands.NodePoolUpsert: _node_pool_upsert,

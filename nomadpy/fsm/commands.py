@@ -15,6 +15,7 @@ from typing import Any, get_args
 
 import msgspec
 
+from nomadpy.fsm.packing import PackedPlan, pack
 from nomadpy.models.allocation import Allocation, DesiredTransition
 from nomadpy.models.evaluation import Evaluation
 from nomadpy.models.host_volume import HostVolume
@@ -379,6 +380,12 @@ class VolumeClaimDelete(msgspec.Struct, frozen=True, kw_only=True, omit_defaults
     claim_id: str
 
 
+class PackedPlans(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag=42):
+    """PlanResults as the log has it from format 3 on; nobody proposes it, `EntryCodec` writes it. Value: as PlanResults."""
+
+    plans: list[PackedPlan]
+
+
 Command = (
     JobRegister
     | JobDeregister
@@ -421,6 +428,7 @@ Command = (
     | HostVolumeUpsert
     | HostVolumeDelete
     | VolumeClaimDelete
+    | PackedPlans
 )
 
 
@@ -469,13 +477,18 @@ class EntryCodec:
     def __init__(self) -> None:
         self._made: dict[bytes, Entry] = {}
 
-    def encode(self, entry: Entry) -> bytes:
-        """As `encode_entry`."""
-        data = encode_entry(entry)
-        if isinstance(entry.command, PlanResults):
-            self._made[data] = entry
-            if len(self._made) > _REMEMBERED_PLANS:
-                del self._made[next(iter(self._made))]
+    def encode(self, entry: Entry, *, packed: bool = False) -> bytes:
+        """As `encode_entry`; packed: plans in the form that came with format 3 of the log."""
+        if not isinstance(entry.command, PlanResults):
+            return encode_entry(entry)
+        written = entry
+        if packed:
+            plans = PackedPlans(plans=[pack(plan) for plan in entry.command.plans])
+            written = msgspec.structs.replace(entry, command=plans)
+        data = encode_entry(written)
+        self._made[data] = entry
+        if len(self._made) > _REMEMBERED_PLANS:
+            del self._made[next(iter(self._made))]
         return data
 
     def decode(self, data: bytes) -> Entry:

@@ -13,7 +13,15 @@ from nomadpy.clock import Clock
 from nomadpy.entropy import Entropy
 from nomadpy.errors import LogFormatError, NomadError, NotLeaderError
 from nomadpy.fsm import formats
-from nomadpy.fsm.commands import Applied, Command, Entry, EntryCodec, LogFormatSet
+from nomadpy.fsm.commands import (
+    Applied,
+    Command,
+    Entry,
+    EntryCodec,
+    LogFormatSet,
+    PackedPlans,
+    PlanResults,
+)
 from nomadpy.metrics import Registry
 from nomadpy.raft.config import PeerSpec
 from nomadpy.server.settings import ServerSettings
@@ -98,7 +106,7 @@ class Core:
         self.metrics = metrics or Registry(clock)
         # Set by log_format.py, which knows the other servers.
         self.common_format: Callable[[], int] = lambda: settings.log_formats[1]
-        self._encode = (codec or EntryCodec()).encode
+        self._codec = codec or EntryCodec()
 
     def snapshot(self) -> Snapshot:
         """The state as applied here, at this moment."""
@@ -135,12 +143,17 @@ class Core:
         )
         self.metrics.count("nomad.raft.apply")
         with self.metrics.timed("nomad.raft.commitTime"):
-            index, result = await self.raft.propose(self._encode(entry), timeout_s=timeout_s)
+            index, result = await self.raft.propose(self._encoded(entry), timeout_s=timeout_s)
         if isinstance(result, NomadError):
             raise result
         if isinstance(result, Applied):
             return result
         return Applied(index=index, value=result)
+
+    def _encoded(self, entry: Entry) -> bytes:
+        plans = isinstance(entry.command, PlanResults)
+        packed = plans and self.log_format() >= formats.format_of(PackedPlans)
+        return self._codec.encode(entry, packed=packed)
 
     def require_leader(self) -> None:
         """Raise NotLeaderError unless this server leads; nothing has been done then."""

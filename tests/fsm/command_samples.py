@@ -11,7 +11,8 @@ from pathlib import Path
 from fsm.fsm_samples import alloc, deployment, evaluation, job, node, plan
 
 from nomadpy.fsm import commands as c
-from nomadpy.models.allocation import DesiredTransition
+from nomadpy.fsm.packing import pack
+from nomadpy.models.allocation import AllocationMetric, DesiredTransition, NodeScoreMeta
 from nomadpy.models.constraint import Constraint
 from nomadpy.models.host_volume import HostVolume, HostVolumeCapability
 from nomadpy.models.job import JobSubmission
@@ -27,6 +28,10 @@ CASES = Path(__file__).parent / "cases"
 _EVENT = NodeEvent(message="m", subsystem="s", details={"a": "b"}, timestamp="2026-11-23T00:16:52Z")
 _SEALED = Sealed("k1", b"n" * 12, b"ciphertext")
 _EVALS = [evaluation("e1"), evaluation("e2", status="blocked")]
+_METRIC = AllocationMetric(
+    nodes_evaluated=2,
+    score_meta_data=[NodeScoreMeta(node_id="n1", scores={"binpack": 0.25}, norm_score=0.25)],
+)
 
 COMMANDS: list[c.Command] = [
     c.JobRegister(
@@ -156,6 +161,18 @@ COMMANDS: list[c.Command] = [
     ),
     c.HostVolumeDelete(namespace="default", ids=["v1"]),
     c.VolumeClaimDelete(claim_id="c1"),
+    c.PackedPlans(
+        plans=[
+            pack(
+                plan(
+                    alloc("a1", deployment_id="d1", metrics=_METRIC),
+                    alloc("a2", deployment_id="d1"),
+                    stops=[AllocStop(alloc_id="a3", node_id="n1", description="why")],
+                    evaluations=_EVALS,
+                )
+            )
+        ]
+    ),
 ]
 
 

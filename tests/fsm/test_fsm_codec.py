@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import msgspec
+import pytest
 from fsm.fsm_samples import START_NS, Machine, alloc, evaluation, job, node, plan
 
 from nomadpy.fsm import commands
 from nomadpy.fsm.apply import StateMachine
-from nomadpy.fsm.commands import Applied, Entry, EntryCodec, JobRegister, PlanResults
+from nomadpy.fsm.commands import Applied, Entry, EntryCodec, JobRegister, PackedPlans, PlanResults
+from nomadpy.fsm.packing import unpack
 from nomadpy.models.allocation import AllocationMetric, NodeScoreMeta
 from nomadpy.state.store import StateStore
 
@@ -31,10 +33,13 @@ def prepared(codec: EntryCodec | None) -> StateMachine:
     return machine
 
 
-def test_a_plan_applied_where_it_was_made_gives_the_state_that_every_other_server_gets() -> None:
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_plan_applied_where_it_was_made_gives_the_state_that_every_other_server_gets(
+    packed: bool,
+) -> None:
     codec = EntryCodec()
     own, other = prepared(codec), prepared(None)
-    data = codec.encode(entry())
+    data = codec.encode(entry(), packed=packed)
     # A copy, as the log has one: equal bytes, not the same object.
     assert isinstance(own.apply(3, bytes(bytearray(data))), Applied)
     assert isinstance(other.apply(3, data), Applied)
@@ -50,6 +55,17 @@ def test_a_plan_is_not_decoded_where_it_was_encoded() -> None:
     # Once: what comes again, after a restart of raft, say, is decoded.
     assert codec.decode(data) is not made
     assert codec.decode(data) == made
+
+
+def test_a_packed_plan_is_not_unpacked_where_it_was_encoded() -> None:
+    codec = EntryCodec()
+    made = entry()
+    data = codec.encode(made, packed=True)
+    assert codec.decode(data) is made
+    read = codec.decode(data).command
+    assert isinstance(read, PackedPlans)
+    assert isinstance(made.command, PlanResults)
+    assert [unpack(plan) for plan in read.plans] == made.command.plans
 
 
 def test_what_is_never_applied_is_forgotten() -> None:
