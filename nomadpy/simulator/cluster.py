@@ -15,6 +15,8 @@ from nomadpy.models.node import (
     DriverInfo,
     Node,
     NodeCpuResources,
+    NodeDevice,
+    NodeDeviceResource,
     NodeDiskResources,
     NodeMemoryResources,
     NodeNetworkAddress,
@@ -296,7 +298,7 @@ class SimCluster:
 
 
 def make_node(name: str, node_id: str, secret_id: str, entropy: SeededEntropy) -> Node:
-    """A node with the mock driver; every other one is twice as large."""
+    """A node with the mock driver; with a device; every other one is twice as large."""
     size = entropy.choice([1, 2])
     address = f"10.0.0.{int(name[1:]) + 1}"
     driver = DriverInfo(detected=True, healthy=True, health_description="Healthy")
@@ -327,6 +329,14 @@ def make_node(name: str, node_id: str, secret_id: str, entropy: SeededEntropy) -
                     mode="host",
                     device="eth0",
                     addresses=[NodeNetworkAddress(family="ipv4", alias="default", address=address)],
+                )
+            ],
+            devices=[
+                NodeDeviceResource(
+                    vendor="nomadpy",
+                    type="gpu",
+                    name="sim",
+                    instances=[NodeDevice(id=f"gpu-{n}", healthy=True) for n in range(size)],
                 )
             ],
         ),

@@ -1,4 +1,5 @@
-"""A cluster with too little room: jobs of every type and priority that evict each other, and nodes that come and go.
+"""A cluster with too little room: jobs of every type and priority that evict each other, and nodes that come and go; cpu and
+devices run short, and each seed has one of the scheduler's algorithms.
 
 What must come true differs from the roomy scenario in one point: a job may wait, but only while nothing could be placed
 of it, and nobody waits for less important ones.
@@ -9,29 +10,35 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import msgspec
+
 from nomadpy.entropy import SeededEntropy
 from nomadpy.errors import NomadError
 from nomadpy.models.calls import SchedulerConfigWrite
 from nomadpy.models.evaluation import Evaluation
-from nomadpy.models.operator import PreemptionConfig, SchedulerConfiguration
+from nomadpy.models.operator import (
+    SCHEDULER_ALGORITHMS,
+    PreemptionConfig,
+    SchedulerConfiguration,
+)
+from nomadpy.scheduler.devices import WHOLE
 from nomadpy.scheduler.schedule import schedule
 from nomadpy.simulator.cluster import SimCluster
 from nomadpy.simulator.workload import Promise, User
 from nomadpy.state.store import Snapshot
 
-# Type and priority of each user's job, and how much of a small node one allocation takes.
+# Type and priority of each user's job, how much of a small node's cpu one allocation takes, and how many thousandths of a device.
 JOBS = (
-    ("service", 90, 700),
-    ("batch", 20, 900),
-    ("system", 70, 300),
-    ("sysbatch", 40, 500),
-    ("service", 50, 900),
-    ("service", 20, 600),
-    ("batch", 60, 400),
-    ("sysbatch", 10, 200),
+    ("service", 90, 700, 0),
+    ("batch", 20, 900, 400),
+    ("system", 70, 300, 0),
+    ("sysbatch", 40, 500, 0),
+    ("service", 50, 900, 1000),
+    ("service", 20, 600, 700),
+    ("batch", 60, 400, 1000),
+    ("sysbatch", 10, 200, 300),
 )
 _CONFIG = SchedulerConfiguration(
-    scheduler_algorithm="binpack",
     preemption_config=PreemptionConfig(
         system_scheduler_enabled=True,
         sys_batch_scheduler_enabled=True,
@@ -46,7 +53,7 @@ class CrowdedUser(User):
 
     def __init__(self, cluster: SimCluster, number: int, entropy: SeededEntropy) -> None:
         super().__init__(cluster, number, entropy)
-        kind, self._priority, self._cpu = JOBS[number % len(JOBS)]
+        kind, self._priority, self._cpu, self._milli = JOBS[number % len(JOBS)]
         self.promise.kind = kind
         self.promise.may_wait = True
 
@@ -57,6 +64,9 @@ class CrowdedUser(User):
         group = made["TaskGroups"][0]
         task = group["Tasks"][0]
         task["Resources"] = {"CPU": self._cpu, "MemoryMB": 200}
+        if self._milli:
+            share = {"Share": self._milli} if self._milli < WHOLE else {}
+            task["Resources"]["Devices"] = [{"Name": "nomadpy/gpu/sim", "Count": 1, **share}]
         task["Config"] = {"run_for": 3} if kind in ("batch", "sysbatch") else {}
         if kind in ("system", "sysbatch"):
             group["Count"] = 1
@@ -73,18 +83,22 @@ class CrowdedUser(User):
                 group["Disconnect"] = {"LostAfter": 8_000_000_000, "Replace": True}
             if self._entropy.uniform(0, 1) < 0.3:
                 made["AllAtOnce"] = True
+            if self._entropy.uniform(0, 1) < 0.3:
+                group["EphemeralDisk"] = {"Sticky": True, "SizeMB": 300}
         return made
 
 
-async def allow_preemption(cluster: SimCluster) -> None:
-    """Switch it on for every type; raises NomadError when no server would."""
+async def configure(cluster: SimCluster) -> None:
+    """Allow preemption for every type, and take the seed's algorithm; raises AssertionError when no server would."""
+    algorithm = SCHEDULER_ALGORITHMS[cluster.seed % len(SCHEDULER_ALGORITHMS)]
+    config = msgspec.structs.replace(_CONFIG, scheduler_algorithm=algorithm)
     for attempt in range(20):
         live = cluster.live()
         process = live[attempt % len(live)].process
         assert process is not None
         try:
             await process.server.call(
-                "Operator.SetSchedulerConfiguration", SchedulerConfigWrite(config=_CONFIG)
+                "Operator.SetSchedulerConfiguration", SchedulerConfigWrite(config=config)
             )
             return
         except NomadError:

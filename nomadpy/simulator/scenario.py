@@ -15,7 +15,7 @@ from nomadpy.simulator.cluster import SimCluster, SimServer
 from nomadpy.simulator.crowded import (
     JOBS,
     CrowdedUser,
-    allow_preemption,
+    configure,
     preempted,
     waits_for_nothing,
 )
@@ -115,7 +115,7 @@ async def _run(
         await cluster.start()
         await _until(lambda: _formed(cluster), FORM_S, "the cluster to form")
         if crowded:
-            await allow_preemption(cluster)
+            await configure(cluster)
         stop = asyncio.Event()
         async with asyncio.TaskGroup() as group:
             for user in users:
