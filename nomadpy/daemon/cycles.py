@@ -12,12 +12,16 @@ from collections.abc import Callable, Mapping
 
 from nomadpy.clock import Clock
 
+NEW_OBJECTS = 10_000
+"""After so many, the collector looks at them. With Python's own 700 it looks all the time while a large plan is applied."""
 EVERYTHING_EVERY_S = 3600.0
 _OLDEST = 2
 
 
 def collect_what_is_new(clock: Clock) -> Callable[[], None]:
     """Begin, with all that lives now set aside; returns what ends it."""
+    before = gc.get_threshold()
+    gc.set_threshold(NEW_OBJECTS, *before[1:])
     looked_at_all = clock.monotonic()
 
     def on_collection(phase: str, info: Mapping[str, int]) -> None:
@@ -32,6 +36,7 @@ def collect_what_is_new(clock: Clock) -> Callable[[], None]:
 
     def end() -> None:
         gc.callbacks.remove(on_collection)
+        gc.set_threshold(*before)
         gc.unfreeze()
 
     gc.callbacks.append(on_collection)

@@ -16,33 +16,38 @@ from nomadpy.models.allocation import Allocation, AllocationMetric, NodeScoreMet
 from nomadpy.models.plan import Plan
 
 
-class Scored(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """A node's score. node: place in `Placed.scored_nodes`; names: place in `Placed.score_names`, -1 for no scores."""
+class Scores(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Scores of nodes, each once, in columns.
 
-    node: int
-    norm_score: float
-    names: int
-    values: list[float]
+    at: places in `nodes`. named: places in `names`, or -1 for no parts. parts: of all in a row, as many as there are names.
+    """
+
+    nodes: list[str]
+    names: list[list[str]]
+    at: list[int]
+    norm_scores: list[float]
+    named: list[int]
+    parts: list[float]
 
 
 class Placed(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """Allocations in a row that are alike but for these columns, all of one length.
+    """Allocations in a row that are alike but for these columns.
 
     like: one of them, with the columns' fields blank. at: places in `nodes`, which are ids and names. metric_at: places
-    in `metrics`, which are without scores, or -1 for none. scores: places in `scored`, or None for no list.
+    in `metrics`, which are without scores, or -1 for none. told: how many scores, or -1 for no list; scored: which of
+    `scores`, of all in a row.
     """
 
     like: Allocation
     nodes: list[tuple[str, str]]
     metrics: list[AllocationMetric]
-    scored_nodes: list[str]
-    score_names: list[list[str]]
-    scored: list[Scored]
+    scores: Scores
     ids: list[str]
     names: list[str]
     at: list[int]
     metric_at: list[int]
-    scores: list[list[int] | None]
+    told: list[int]
+    scored: list[int]
 
 
 class PackedPlan(msgspec.Struct, frozen=True, array_like=True):
@@ -91,86 +96,103 @@ def _placed(like: Allocation, allocs: list[Allocation]) -> Placed:
     nodes: dict[tuple[str, str], int] = {}
     metrics: list[AllocationMetric] = []
     metric_at: list[int] = []
-    scores: list[list[int] | None] = []
-    scored = _ScoredOnce()
+    told: list[int] = []
+    scored: list[NodeScoreMeta] = []
     newest: AllocationMetric | None = None
     for alloc in allocs:
         metric = alloc.metrics
         if metric is None:
             metric_at.append(-1)
-            scores.append(None)
+            told.append(-1)
             continue
-        told = metric.score_meta_data
-        scores.append(None if told is None else scored.places(told))
+        scores = metric.score_meta_data
+        if scores is None:
+            told.append(-1)
+        else:
+            told.append(len(scores))
+            scored += scores
         plain = msgspec.structs.replace(metric, score_meta_data=None)
         if plain != newest:
             newest = plain
             metrics.append(plain)
         metric_at.append(len(metrics) - 1)
+    # By identity: the scheduler makes one object for a score, and many allocations tell of it. They are all held
+    # here, so that no other object takes an identity meanwhile.
+    identities = list(map(id, scored))
+    once = dict(zip(identities, scored, strict=True))
+    places = dict(zip(once, range(len(once)), strict=True))
     return Placed(
         like,
         at=[nodes.setdefault((alloc.node_id, alloc.node_name), len(nodes)) for alloc in allocs],
         nodes=list(nodes),
         metrics=metrics,
-        scored_nodes=list(scored.nodes),
-        score_names=[list(one) for one in scored.names],
-        scored=scored.all,
+        scores=_columns(list(once.values())),
         ids=[alloc.id for alloc in allocs],
         names=[alloc.name for alloc in allocs],
         metric_at=metric_at,
-        scores=scores,
+        told=told,
+        scored=[places[one] for one in identities],
     )
 
 
-class _ScoredOnce:
-    """Scores of nodes, each object once: the scheduler makes one for each, and many allocations tell of it."""
+def _columns(scores: list[NodeScoreMeta]) -> Scores:
+    nodes: dict[str, int] = {}
+    names: dict[tuple[str, ...], int] = {}
+    named: list[int] = []
+    parts: list[float] = []
+    for one in scores:
+        if one.scores is None:
+            named.append(-1)
+        else:
+            named.append(names.setdefault(tuple(one.scores), len(names)))
+            parts += one.scores.values()
+    return Scores(
+        at=[nodes.setdefault(one.node_id, len(nodes)) for one in scores],
+        nodes=list(nodes),
+        names=[list(one) for one in names],
+        norm_scores=[one.norm_score for one in scores],
+        named=named,
+        parts=parts,
+    )
 
-    def __init__(self) -> None:
-        self.nodes: dict[str, int] = {}
-        self.names: dict[tuple[str, ...], int] = {}
-        self.all: list[Scored] = []
-        # By identity. The allocations that are packed hold the objects, so that no other takes an identity meanwhile.
-        self._place: dict[int, int] = {}
 
-    def places(self, told: list[NodeScoreMeta]) -> list[int]:
-        """Places in `all` of what is told."""
-        place = self._place
-        found = [place.get(id(one), -1) for one in told]
-        while -1 in found:
-            # One, mostly: the node that the allocation before it went to.
-            number = found.index(-1)
-            one = told[number]
-            found[number] = place[id(one)] = len(self.all)
-            node = self.nodes.setdefault(one.node_id, len(self.nodes))
-            parts = one.scores
-            if parts is None:
-                self.all.append(Scored(node, one.norm_score, -1, []))
-            else:
-                names = self.names.setdefault(tuple(parts), len(self.names))
-                self.all.append(Scored(node, one.norm_score, names, list(parts.values())))
-        return found
+def _scores(columns: Scores) -> list[NodeScoreMeta]:
+    nodes, names, values = columns.nodes, columns.names, iter(columns.parts)
+    if sum(len(names[place]) for place in columns.named if place >= 0) != len(columns.parts):
+        raise ValueError("as many parts of scores as there are names are needed")
+    return [
+        NodeScoreMeta(
+            node_id=nodes[at],
+            scores=None
+            if place < 0
+            # Names first: zip then takes no value too many.
+            else dict(zip(names[place], values, strict=False)),
+            norm_score=norm_score,
+        )
+        for at, norm_score, place in zip(
+            columns.at, columns.norm_scores, columns.named, strict=True
+        )
+    ]
 
 
 def _allocations(placed: Placed) -> Iterator[Allocation]:
     replace = msgspec.structs.replace
     like, nodes, metrics = placed.like, placed.nodes, placed.metrics
-    scored = [_told(placed, one) for one in placed.scored]
-    columns = (placed.ids, placed.names, placed.at, placed.metric_at, placed.scores)
-    for alloc_id, name, at, metric_at, places in zip(*columns, strict=True):
+    scores = _scores(placed.scores)
+    scored = [scores[place] for place in placed.scored]
+    if sum(told for told in placed.told if told > 0) != len(scored):
+        raise ValueError("as many scores as are told of are needed")
+    read = 0
+    columns = (placed.ids, placed.names, placed.at, placed.metric_at, placed.told)
+    for alloc_id, name, at, metric_at, told in zip(*columns, strict=True):
         metric = None
         if metric_at >= 0:
-            told = None if places is None else [scored[place] for place in places]
-            metric = replace(metrics[metric_at], score_meta_data=told)
+            shown = None
+            if told >= 0:
+                shown = scored[read : read + told]
+                read += told
+            metric = replace(metrics[metric_at], score_meta_data=shown)
         node_id, node_name = nodes[at]
         yield replace(
             like, id=alloc_id, name=name, node_id=node_id, node_name=node_name, metrics=metric
         )
-
-
-def _told(placed: Placed, one: Scored) -> NodeScoreMeta:
-    parts = None
-    if one.names >= 0:
-        parts = dict(zip(placed.score_names[one.names], one.values, strict=True))
-    return NodeScoreMeta(
-        node_id=placed.scored_nodes[one.node], scores=parts, norm_score=one.norm_score
-    )

@@ -83,7 +83,7 @@ def many(number: int) -> Plan:
 def test_a_plan_of_one_group_is_one_run_whose_scores_are_written_once() -> None:
     made = many(50)
     (placed,) = pack(made).placed
-    assert (len(placed.ids), len(placed.scored), len(placed.metrics)) == (50, 54, 1)
+    assert (len(placed.ids), len(placed.scores.at), len(placed.metrics)) == (50, 54, 1)
     first, second, *_ = unpack(written(pack(made))).placements
     assert first.metrics is not None
     assert second.metrics is not None
@@ -116,7 +116,9 @@ def ready() -> Machine:
         {"at": [9, 9]},
         {"ids": ["a1"]},
         {"metric_at": [7, 7]},
-        {"scores": [[99], [99]]},
+        {"scored": [99] * 10},
+        {"scored": [0] * 9},
+        {"told": [5, 4]},
         {"names": []},
     ],
     ids=lambda damage: next(iter(damage)),
@@ -129,6 +131,15 @@ def test_columns_that_do_not_fit_together_change_nothing(damage: dict[str, Any])
     error = m.refused(PackedPlans(plans=[damaged]))
     assert isinstance(error, InvalidRequestError)
     assert m.state.tables == before
+
+
+def test_a_part_of_a_score_that_is_missing_changes_nothing() -> None:
+    m = ready()
+    packed = pack(many(2))
+    (placed,) = packed.placed
+    scores = msgspec.structs.replace(placed.scores, parts=placed.scores.parts[1:])
+    damaged = PackedPlan(packed.plan, [msgspec.structs.replace(placed, scores=scores)])
+    assert isinstance(m.refused(PackedPlans(plans=[damaged])), InvalidRequestError)
 
 
 def test_a_packed_entry_gives_what_the_plain_one_gives() -> None:
