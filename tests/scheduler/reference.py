@@ -16,7 +16,8 @@ from typing import Any
 
 from nomadpy.models.allocation import Allocation
 from nomadpy.models.constraint import Affinity, Constraint, Spread
-from nomadpy.models.job import Job, TaskGroup
+from nomadpy.models.host_volume import HostVolume
+from nomadpy.models.job import Job, TaskGroup, VolumeRequest
 from nomadpy.models.node import Node
 from nomadpy.models.resources import RequestedDevice, Resources
 from nomadpy.models.task import Task
@@ -47,6 +48,12 @@ def taken_by(alloc: Allocation) -> tuple[int, int]:
     return sum(task.cpu.cpu_shares for task in tasks), sum(task.memory.memory_mb for task in tasks)
 
 
+def _mode(asked: VolumeRequest) -> str:
+    if asked.access_mode:
+        return asked.access_mode
+    return "single-node-reader-only" if asked.read_only else "single-node-writer"
+
+
 def is_over(alloc: Allocation) -> bool:
     """It no longer counts against its node."""
     return alloc.desired_status in ("stop", "evict") or alloc.client_status in (
@@ -66,7 +73,12 @@ class Reference:
         job: Job,
         *,
         algorithm: str = "binpack",
+        volumes: Iterable[HostVolume] = (),
+        jobs: Iterable[Job] = (),
     ) -> None:
+        """volumes: the dynamic ones. jobs: those of the allocations."""
+        self.volumes = {volume.id: volume for volume in volumes}
+        self.jobs = {one.id: one for one in (*jobs, job)}
         self.nodes = {node.id: node for node in nodes}
         self.allocs = {alloc.id: alloc for alloc in allocs if not is_over(alloc)}
         self.job = job
@@ -81,22 +93,23 @@ class Reference:
         """Count it no longer."""
         self.allocs.pop(alloc_id, None)
 
-    def best(self, group: TaskGroup, penalties: Collection[str] = ()) -> list[str]:
+    def best(self, group: TaskGroup, penalties: Collection[str] = (), name: str = "") -> list[str]:
         """The ids of the best nodes for one more allocation, in order; several only when their scores are the same."""
         scores = {
             node.id: self.score(node, group, penalties)
             for node in self.nodes.values()
-            if not self.problem(node, group)
+            if not self.problem(node, group, name)
         }
         if not scores:
             return []
         top = max(scores.values())
         return sorted(name for name, score in scores.items() if score >= top - EPSILON)
 
-    def problem(self, node: Node, group: TaskGroup) -> str:
-        """Why the node cannot take one more allocation of the group, or ""."""
+    def problem(self, node: Node, group: TaskGroup, name: str = "") -> str:
+        """Why the node cannot take one more allocation of the group, of this name, or ""."""
         for found in (
             self._not_eligible(node, group),
+            self._no_volumes(node, group, name),
             self._forbidden_by_others(node, group),
             self._no_room(node, group),
         ):
@@ -133,11 +146,45 @@ class Reference:
         for one in self._constraints(group):
             if not one.operand.startswith("distinct") and not self._holds(one, node):
                 return f"constraint {one.l_target} {one.operand} {one.r_target}"
-        for volume in (group.volumes or {}).values():
-            offered = (node.host_volumes or {}).get(volume.source)
-            if offered is None or (offered.read_only and not volume.read_only):
-                return "volume"
         return ""
+
+    def _no_volumes(self, node: Node, group: TaskGroup, name: str) -> str:
+        for asked in (group.volumes or {}).values():
+            source = asked.source + (name[name.rindex("[") :] if asked.per_alloc else "")
+            offered = (node.host_volumes or {}).get(source)
+            if offered is None or (offered.read_only and not asked.read_only):
+                return "volume"
+            if not offered.id:
+                continue
+            volume = self.volumes.get(offered.id)
+            if volume is None or volume.state != "ready" or volume.namespace != self.job.namespace:
+                return "volume is not ready"
+            mode = _mode(asked)
+            if (mode, asked.attachment_mode or "file-system") not in [
+                (one.access_mode, one.attachment_mode)
+                for one in volume.requested_capabilities or []
+            ]:
+                return "volume does not offer this"
+            if mode == "single-node-reader-only" and not asked.read_only:
+                return "volume is for readers"
+            modes = [] if asked.read_only else [*self.written(node, source), mode]
+            if len(modes) > 1 and "single-node-single-writer" in modes:
+                return "volume has its writer"
+        return ""
+
+    def written(self, node: Node, source: str) -> list[str]:
+        """The modes in which live allocations of the node write to a volume."""
+        modes = []
+        for alloc in self._there(node):
+            groups = (alloc.job or self.jobs[alloc.job_id]).task_groups or []
+            (group,) = [one for one in groups if one.name == alloc.task_group]
+            for asked in (group.volumes or {}).values():
+                own = asked.source + (
+                    alloc.name[alloc.name.rindex("[") :] if asked.per_alloc else ""
+                )
+                if own == source and not asked.read_only:
+                    modes.append(_mode(asked))
+        return modes
 
     def _constraints(self, group: TaskGroup) -> list[Constraint]:
         found = [*(self.job.constraints or []), *(group.constraints or [])]

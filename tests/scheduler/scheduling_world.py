@@ -17,6 +17,7 @@ from nomadpy.models.allocation import (
 )
 from nomadpy.models.constraint import Constraint
 from nomadpy.models.evaluation import Evaluation
+from nomadpy.models.host_volume import HostVolume
 from nomadpy.models.job import (
     EphemeralDisk,
     Job,
@@ -42,7 +43,7 @@ from nomadpy.scheduler.fit import allocs_fit, terminal
 from nomadpy.scheduler.node_table import NodeTable
 from nomadpy.scheduler.schedule import schedule
 from nomadpy.state import allocs as alloc_writes
-from nomadpy.state import evals, jobs, nodes, operator, plan_results, schema
+from nomadpy.state import evals, host_volumes, jobs, nodes, operator, plan_results, schema
 from nomadpy.state.store import Snapshot, StateStore
 
 SECOND = 1_000_000_000
@@ -190,6 +191,16 @@ class World:
         with self.transaction() as tx:
             for node in added:
                 nodes.register(tx, node)
+
+    def add_volumes(self, *added: HostVolume) -> None:
+        """Write dynamic volumes."""
+        with self.transaction() as tx:
+            host_volumes.upsert(tx, added)
+
+    def claim_volumes(self) -> None:
+        """From now on placements claim sticky volumes: the log has the format for it."""
+        with self.transaction() as tx:
+            operator.set_cluster_metadata(tx, "cluster", log_format=3)
 
     def change_node(self, node_id: str, **fields: Any) -> None:
         """Overwrite fields of a node."""

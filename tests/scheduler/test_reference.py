@@ -21,6 +21,7 @@ from scheduling_world import (
 
 from nomadpy.models.allocation import Allocation
 from nomadpy.models.constraint import Affinity, Spread, SpreadTarget
+from nomadpy.models.host_volume import HostVolume, HostVolumeCapability
 from nomadpy.models.job import EphemeralDisk, Job, TaskGroup, VolumeRequest
 from nomadpy.models.node import (
     HostVolumeInfo,
@@ -106,8 +107,68 @@ def device_groups(draw: st.DrawFn) -> list[NodeDeviceResource] | None:
     ] or None
 
 
+OFFERS: dict[str, tuple[str, ...]] = {
+    "writer": ("single-node-writer", "single-node-reader-only"),
+    "alone": ("single-node-single-writer",),
+    "both": ("single-node-single-writer", "single-node-multi-writer"),
+    "pending": ("single-node-writer",),
+}
+"""What kinds of dynamic volumes offer. The kind of a volume is where it is on its node."""
+
+VOLUMES = [
+    VolumeRequest(name="v", type="host", source="data"),
+    VolumeRequest(name="v", type="host", source="data", read_only=True),
+    VolumeRequest(name="v", type="host", source="data", access_mode="single-node-single-writer"),
+    VolumeRequest(name="v", type="host", source="data", access_mode="single-node-multi-writer"),
+    VolumeRequest(
+        name="v", type="host", source="data", access_mode="single-node-multi-writer", read_only=True
+    ),
+    VolumeRequest(name="v", type="host", source="data", per_alloc=True),
+    VolumeRequest(
+        name="v",
+        type="host",
+        source="data",
+        per_alloc=True,
+        access_mode="single-node-single-writer",
+    ),
+]
+
+
+def node_volumes(node: str) -> st.SearchStrategy[dict[str, HostVolumeInfo]]:
+    """Some volumes of a node."""
+    names = ["data", "data[0]", "data[1]", "data[2]"]
+    return st.dictionaries(st.sampled_from(names), st.sampled_from(["static", *OFFERS])).map(
+        lambda kinds: {
+            name: HostVolumeInfo(
+                name=name, path=kind, id="" if kind == "static" else f"{node}-{name}"
+            )
+            for name, kind in kinds.items()
+        }
+    )
+
+
+def dynamic_volumes(nodes: list[Node]) -> list[HostVolume]:
+    """The volumes that nodes tell of, as the state has them."""
+    return [
+        HostVolume(
+            namespace="default",
+            id=one.id,
+            name=one.name,
+            node_id=node.id,
+            state="pending" if one.path == "pending" else "ready",
+            requested_capabilities=[
+                HostVolumeCapability(attachment_mode="file-system", access_mode=mode)
+                for mode in OFFERS[one.path]
+            ],
+        )
+        for node in nodes
+        for one in (node.host_volumes or {}).values()
+        if one.id
+    ]
+
+
 @st.composite
-def clusters(draw: st.DrawFn, with_devices: bool = False) -> list[Node]:
+def clusters(draw: st.DrawFn, with_devices: bool = False, with_volumes: bool = False) -> list[Node]:
     nodes = []
     for number in range(draw(st.integers(1, 8))):
         node = make_node(
@@ -123,6 +184,8 @@ def clusters(draw: st.DrawFn, with_devices: bool = False) -> list[Node]:
                 st.sampled_from(
                     [{}, {"data": HostVolumeInfo(name="data", path="/d", read_only=True)}]
                 )
+                if not with_volumes
+                else node_volumes(f"n{number}")
             ),
             reserved_resources=draw(
                 st.sampled_from([None, Reserved(memory=NodeReservedMemoryResources(memory_mb=200))])
@@ -143,7 +206,9 @@ def clusters(draw: st.DrawFn, with_devices: bool = False) -> list[Node]:
 
 
 @st.composite
-def groups(draw: st.DrawFn, name: str, with_devices: bool = False) -> TaskGroup:
+def groups(
+    draw: st.DrawFn, name: str, with_devices: bool = False, with_volumes: bool = False
+) -> TaskGroup:
     resources = Resources(
         cpu=draw(st.integers(1, 900)),
         memory_mb=draw(st.integers(10, 600)),
@@ -162,23 +227,19 @@ def groups(draw: st.DrawFn, name: str, with_devices: bool = False) -> TaskGroup:
         affinities=draw(st.lists(st.sampled_from(AFFINITIES), max_size=2, unique_by=str)),
         spreads=spreads or None,
         update=draw(st.sampled_from([None, rolling(2)])),
-        volumes=draw(
-            st.sampled_from(
-                [
-                    None,
-                    None,
-                    {"v": VolumeRequest(name="v", type="host", source="data", read_only=True)},
-                ]
-            )
-        ),
+        volumes=draw(st.sampled_from([None, None, {"v": VOLUMES[1]}]))
+        if not with_volumes
+        else {"v": draw(st.sampled_from(VOLUMES))},
     )
 
 
 @st.composite
-def jobs(draw: st.DrawFn, name: str = "job", with_devices: bool = False) -> Job:
-    made = [draw(groups("one", with_devices))]
+def jobs(
+    draw: st.DrawFn, name: str = "job", with_devices: bool = False, with_volumes: bool = False
+) -> Job:
+    made = [draw(groups("one", with_devices, with_volumes))]
     if draw(st.booleans()):
-        made.append(draw(groups("two", with_devices)))
+        made.append(draw(groups("two", with_devices, with_volumes)))
     return make_job(
         name,
         *made,
@@ -195,7 +256,14 @@ def reference_for(world: World, job: Job) -> Reference:
     nodes = list(snapshot.nodes())
     allocs = [alloc for node in nodes for alloc in snapshot.allocs_by_node(node.id)]
     config = snapshot.scheduler_config()
-    return Reference(nodes, allocs, job, algorithm=config.scheduler_algorithm)
+    return Reference(
+        nodes,
+        allocs,
+        job,
+        algorithm=config.scheduler_algorithm,
+        volumes=snapshot.host_volumes(),
+        jobs=snapshot.jobs(),
+    )
 
 
 def check(world: World, job: Job, decision: Decision) -> None:
@@ -223,7 +291,18 @@ def check(world: World, job: Job, decision: Decision) -> None:
         waits = number and not (plan and plan.deployment and by_name[name].update)
         if waits and not replaced:
             event("some wait")
-            assert slow.best(by_name[name]) == []
+            for waiting in missing(world, slow, by_name[name]):
+                assert slow.best(by_name[name], name=waiting) == []
+
+
+def missing(world: World, slow: Reference, group: TaskGroup) -> list[str]:
+    """Names for which the group waits: of those that were never placed, where they differ, else one for all."""
+    names = [f"{slow.job.id}.{group.name}[{index}]" for index in range(group.count)]
+    if not any(asked.per_alloc for asked in (group.volumes or {}).values()):
+        return names[:1]
+    # One that failed may have to wait for its time.
+    placed = {alloc.name for alloc in (*world.allocs(slow.job), *slow.allocs.values())}
+    return [name for name in names if name not in placed]
 
 
 def check_choice(world: World, slow: Reference, group: TaskGroup, alloc: Allocation) -> None:
@@ -236,11 +315,11 @@ def check_choice(world: World, slow: Reference, group: TaskGroup, alloc: Allocat
         previous = world.snapshot.alloc(alloc.previous_allocation)
         assert previous is not None
         home = slow.nodes.get(previous.node_id)
-        if home is not None and not slow.problem(home, group):
+        if home is not None and not slow.problem(home, group, alloc.name):
             event("stays with its disk")
             assert alloc.node_id == home.id
             return
-    assert alloc.node_id in slow.best(group, penalties)
+    assert alloc.node_id in slow.best(group, penalties, alloc.name)
     assert not slow.collides(alloc)
 
 
@@ -307,6 +386,52 @@ def test_every_choice_of_nodes_with_devices_is_the_references(
         if number == 1 and (live := world.live(job)):
             event("an allocation with devices ends")
             world.report(live[0], status="complete")
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    nodes=clusters(with_volumes=True),
+    made=st.lists(jobs(with_volumes=True), min_size=1, max_size=4),
+    picks=st.lists(st.tuples(st.booleans(), st.integers(0, 9)), max_size=4),
+)
+def test_every_choice_of_nodes_with_volumes_is_the_references(
+    nodes: list[Node], made: list[Job], picks: list[tuple[bool, int]]
+) -> None:
+    world = World()
+    world.add_nodes(*nodes)
+    world.add_volumes(*dynamic_volumes(nodes))
+    registered: list[Job] = []
+    for number, one in enumerate(made):
+        job = msgspec.structs.replace(
+            one, id=f"job{number}", type="service", constraints=None, datacenters=["*"]
+        )
+        world.register(job)
+        decide(world, job)
+        registered.append(job)
+    for fails, pick in picks:
+        job = registered[pick % len(registered)]
+        live = world.live(job)
+        if not live:
+            continue
+        ended = live[pick % len(live)]
+        world.report(ended, status="failed" if fails else "complete")
+        world.now += 60 * SECOND
+        decide(world, job)
+    slow = reference_for(world, registered[0])
+    for node in nodes:
+        for one in (node.host_volumes or {}).values():
+            modes = slow.written(node, one.name) if one.id else []
+            if modes:
+                event("a dynamic volume is written")
+            assert len(modes) < 2 or "single-node-single-writer" not in modes
+    for alloc in slow.allocs.values():
+        assert alloc.job is not None
+        (group,) = [g for g in alloc.job.task_groups or [] if g.name == alloc.task_group]
+        for asked in (group.volumes or {}).values():
+            if asked.per_alloc:
+                event("an allocation has a volume of its own")
+                own = asked.source + alloc.name[alloc.name.rindex("[") :]
+                assert own in (slow.nodes[alloc.node_id].host_volumes or {})
 
 
 def decide(world: World, job: Job) -> Decision:
