@@ -15,6 +15,7 @@ from agent.endpoints import Endpoints, Registry, TaskLogs
 from agent.garbage import GarbageCollector, GarbageLimits
 from agent.host_volumes import HostVolumes
 from agent.local_state import LocalState, NodeIdentity, SQLiteState
+from agent.migrate import DiskMigration
 from agent.registration import Fingerprint, Registration, load_identity
 from agent.runner.context import RunnerContext, StartHook
 from agent.runner.hooks import standard_hooks
@@ -191,6 +192,7 @@ class Agent:
             region=config.region,
             max_kill_timeout_s=config.max_kill_timeout_s,
             hooks=standard_hooks(self._directories) if hooks is None else hooks,
+            migration=DiskMigration(caller, self._directories, lambda: self._identity.id),
         )
         self._entropy = entropy
         self.sync = AllocSync(

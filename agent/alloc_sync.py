@@ -312,12 +312,18 @@ class AllocSync:
         await self.remove(alloc_id)
         self.outbox.forget(alloc_id)
 
-    async def _ended(self, alloc_ids: list[str]) -> None:
-        """Wait for those of the allocations that are on their way out here."""
+    async def _ended(self, alloc_ids: list[str]) -> list[str]:
+        """Wait for those of the allocations that are on their way out here; returns those that are not and run on."""
+        alive: list[str] = []
         for alloc_id in alloc_ids:
             runner = self.runners.get(alloc_id)
-            if runner is not None and runner.is_ending:
+            if runner is None:
+                continue
+            if runner.is_ending:
                 await runner.finished.wait()
+            else:
+                alive.append(alloc_id)
+        return alive
 
     # -- without servers --------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from agent import exec_session, task_env
+from agent import exec_session, migrate, task_env
 from agent.alloc_sync import AllocSync
 from agent.devices.manager import Devices
 from agent.drivers.base import ExecInput, ExecOutput
@@ -269,7 +269,14 @@ class Endpoints:
         return _json(await self._files(request.alloc_id).stat(request.path))
 
     async def files_cat(self, _context: object, request: FileRead, stream: Stream) -> None:
-        """FS.Cat: the raw bytes of a file."""
+        """FS.Cat: the raw bytes of a file, or the whole ephemeral disk of an allocation that has ended."""
+        if request.origin == migrate.ORIGIN:
+            runner = self._sync.runner(request.alloc_id)
+            if not runner.is_terminal:
+                raise DefiniteError(f'allocation "{request.alloc_id}" has not ended')
+            root = self._alloc_root(request.alloc_id)
+            await migrate.send_disk(stream, root, list(runner.tasks))
+            return
         async for data in self._files(request.alloc_id).read(request.path):
             await stream.send(data)
         await stream.finish()

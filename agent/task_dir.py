@@ -69,8 +69,10 @@ class TaskDirectories(Protocol):
         """What `write` put there; None when there is nothing."""
         ...
 
-    async def adopt(self, alloc_id: str, previous_id: str, tasks: list[str]) -> None:
-        """Move shared data and the tasks' `local` of an earlier allocation here (sticky ephemeral disk)."""
+    async def adopt(self, alloc_id: str, previous_id: str, tasks: list[str]) -> bool:
+        """Move shared data and the tasks' `local` of an earlier allocation here (sticky ephemeral disk).
+
+        Returns whether the earlier allocation has a directory on this node. Raises DirectoryError."""
         ...
 
     async def remove(self, alloc_id: str) -> None:
@@ -123,11 +125,12 @@ class MemoryDirectories:
         """See TaskDirectories."""
         return self._files.get(alloc_id, {}).get(f"{task}/{_inside(name)}")
 
-    async def adopt(self, alloc_id: str, previous_id: str, tasks: list[str]) -> None:  # noqa: ARG002
+    async def adopt(self, alloc_id: str, previous_id: str, tasks: list[str]) -> bool:  # noqa: ARG002
         """See TaskDirectories."""
         moved = self._files.get(previous_id, {})
         local = {k: v for k, v in moved.items() if k.split("/")[1] == "local"}
         self._files.setdefault(alloc_id, {}).update(local)
+        return previous_id in self._files
 
     async def remove(self, alloc_id: str) -> None:
         """See TaskDirectories."""
@@ -180,10 +183,11 @@ class HostDirectories:
         top = Path(self.paths(alloc_id, task).task)
         return await asyncio.to_thread(_read_below, top, _inside(name))
 
-    async def adopt(self, alloc_id: str, previous_id: str, tasks: list[str]) -> None:
+    async def adopt(self, alloc_id: str, previous_id: str, tasks: list[str]) -> bool:
         """See TaskDirectories."""
         old, new = Path(self.root(previous_id)), Path(self.root(alloc_id))
         await self._do(_adopt, old, new, tasks, what="taking over the ephemeral disk")
+        return await asyncio.to_thread(old.is_dir)
 
     async def remove(self, alloc_id: str) -> None:
         """See TaskDirectories."""

@@ -35,8 +35,8 @@ _SECOND = 1_000_000_000
 Report = Callable[[Allocation], None]
 """Takes an allocation of which only what the client owns (and the id) is filled in."""
 
-Predecessors = Callable[[list[str]], Awaitable[None]]
-"""Waits until the given allocations have ended, as far as they live on this node."""
+Predecessors = Callable[[list[str]], Awaitable[list[str]]]
+"""Waits until the given allocations have ended, as far as they end on this node; returns those that run on here."""
 
 
 class UnknownTaskError(DefiniteError):
@@ -84,7 +84,10 @@ class AllocRunner:
         self._group = task_env.group_of(record.alloc)
         self._pulse = Pulse()
         self._health = record.health
-        self._may_begin = bool(record.tasks)
+        # Records of tasks that never started are no sign that those before us had ended.
+        self._may_begin = any(
+            task.attempt or task.state.state != "pending" for task in record.tasks.values()
+        )
         # What servers or users want, and what was decided with it: once decided, the allocation ends.
         self._stop: task_machine.Kill | None = None
         self._end: task_machine.Kill | None = None
@@ -290,22 +293,33 @@ class AllocRunner:
             waits_for = [*(self.alloc.preempted_allocations or [])]
             if self.alloc.previous_allocation:
                 waits_for.append(self.alloc.previous_allocation)
-            if waits_for:
-                await self._predecessors(waits_for)
-            await self._adopt_disk()
+            alive = await self._predecessors(waits_for) if waits_for else []
+            await self._take_over_disk(alive)
             self._may_begin = True
         self._pulse.beat()
 
-    async def _adopt_disk(self) -> None:
-        disk = self._group.ephemeral_disk
-        if disk is None or not disk.sticky or not self.alloc.previous_allocation:
+    async def _take_over_disk(self, alive: list[str]) -> None:
+        """Have the ephemeral disk of the allocation that we follow, if the group's is sticky. Best effort."""
+        disk, previous_id = self._group.ephemeral_disk, self.alloc.previous_allocation
+        if disk is None or not (disk.sticky or disk.migrate) or not previous_id:
+            return
+        if previous_id in alive:
+            self._log.info("the disk stays with the allocation that uses it", previous=previous_id)
             return
         try:
-            await self._context.directories.adopt(
-                self.alloc.id, self.alloc.previous_allocation, list(self.tasks)
+            was_here = await self._context.directories.adopt(
+                self.alloc.id, previous_id, list(self.tasks)
             )
         except DirectoryError as cause:
             self._log.warning("ephemeral disk not taken over", error=cause.message)
+            return
+        if disk.migrate and not was_here and self._context.migration is not None:
+            await self._context.migration.bring(self.alloc, disk, list(self.tasks), self._say)
+
+    def _say(self, message: str) -> None:
+        event = events.hook_message(self._context.clock.now_ns(), message)
+        for runner in self.tasks.values():
+            runner.post(task_machine.Note(event=event))
 
     async def _coordinate(self) -> None:
         """React to every change of a task until all are dead."""

@@ -10,6 +10,7 @@ from typing import Protocol
 from agent.devices.manager import Devices
 from agent.drivers.base import Driver, TaskPaths
 from agent.local_state import LocalState
+from agent.migrate import BringsDisk
 from agent.services.certificates import Credentials
 from agent.task_dir import TaskDirectories
 from nomadpy.clock import Clock
@@ -42,7 +43,7 @@ class StartHook(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class RunnerContext:
-    """Built once by the agent. contacted: set when servers were heard of since this agent process began."""
+    """Built once by the agent. migration: None for agents that fetch no disks from others. contacted: set when servers were heard of since this agent process began."""
 
     drivers: Mapping[str, Driver]
     directories: TaskDirectories
@@ -55,4 +56,5 @@ class RunnerContext:
     max_kill_timeout_s: float = 30.0
     devices: Devices = field(default_factory=Devices)
     hooks: Sequence[StartHook] = ()
+    migration: BringsDisk | None = None
     contacted: asyncio.Event = field(default_factory=asyncio.Event)
