@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from agent.agent import Agent, AgentConfig
+from agent.devices.manager import Devices
 from agent.drivers.base import (
     DriverError,
     DriverFingerprint,
@@ -31,7 +32,7 @@ from nomadpy.models import calls
 from nomadpy.models.allocation import Allocation
 from nomadpy.models.job import Job, TaskGroup
 from nomadpy.models.lifecycle import TaskLifecycle
-from nomadpy.models.node import Node
+from nomadpy.models.node import Node, NodeResources
 from nomadpy.models.resources import (
     AllocatedCpuResources,
     AllocatedMemoryResources,
@@ -402,10 +403,14 @@ class World:
         self,
         *,
         credentials: Credentials | None = None,
+        devices: Devices | None = None,
         **config: Any,
     ) -> Agent:
         async def fingerprint() -> Node:
-            return Node(attributes={"kernel.name": "linux", "cpu.arch": "amd64"})
+            return Node(
+                attributes={"kernel.name": "linux", "cpu.arch": "amd64"},
+                node_resources=NodeResources(),
+            )
 
         async def host_stats() -> HostStats:
             return HostStats(uptime=5)
@@ -422,6 +427,7 @@ class World:
             state=self.state,
             directories=self.directories,
             credentials=credentials or NoCredentials(),
+            devices=devices,
         )
 
     def running(self, **config: Any) -> Running:

@@ -4,75 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 
 import pytest
 from agent_world import LoopClock
+from device_world import Scripted, given
 
 from agent.devices.base import DeviceError, Reservation
 from agent.devices.manager import FIRST_LOOK_S, STATS_AGE_S, Devices
-from agent.drivers.base import TaskDevice
 from nomadpy.models.node import (
-    NodeDevice,
-    NodeDeviceResource,
     NodeProcessors,
     NodeResources,
     NodeTopology,
 )
-from nomadpy.models.resources import AllocatedDeviceResource
-from nomadpy.models.stats import DeviceGroupStats, DeviceStats
-
-
-class Scripted:
-    """A plugin that says what it is told to."""
-
-    interval_s = 10.0
-
-    def __init__(self, name: str, *ids: str) -> None:
-        self.name = name
-        self.found = [
-            NodeDeviceResource(
-                vendor="acme",
-                type="gpu",
-                name="T4",
-                instances=[NodeDevice(id=one, healthy=True) for one in ids],
-            )
-        ]
-        self.error: Exception | None = None
-        self.slow_s = 0.0
-        self.looks = self.measured = 0
-        self.reserved: list[list[str]] = []
-
-    async def fingerprint(self) -> list[NodeDeviceResource]:
-        self.looks += 1
-        await asyncio.sleep(self.slow_s)
-        if self.error is not None:
-            raise self.error
-        return self.found
-
-    async def reserve(self, wanted: Sequence[AllocatedDeviceResource]) -> Reservation:
-        self.reserved.append([one for part in wanted for one in part.device_ids or ()])
-        path = f"/dev/{self.name}"
-        return Reservation(
-            env={f"OF_{self.name}": "1"}, devices=[TaskDevice(host_path=path, task_path=path)]
-        )
-
-    async def stats(self) -> list[DeviceGroupStats]:
-        self.measured += 1
-        if self.error is not None:
-            raise self.error
-        ids = [one.id for one in self.found[0].instances or ()]
-        return [
-            DeviceGroupStats(
-                vendor="acme",
-                type="gpu",
-                name="T4",
-                instance_stats={one: DeviceStats() for one in ids},
-            )
-        ]
-
-    async def close(self) -> None:
-        self.name = "closed"
 
 
 @contextlib.asynccontextmanager
@@ -84,10 +28,6 @@ async def running(devices: Devices) -> AsyncIterator[list[int]]:
         await devices.ready()
         yield changes
         task.cancel()
-
-
-def given(*ids: str) -> AllocatedDeviceResource:
-    return AllocatedDeviceResource(vendor="acme", type="gpu", name="T4", device_ids=list(ids))
 
 
 def health(devices: Devices) -> dict[str, bool]:
