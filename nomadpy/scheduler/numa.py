@@ -55,8 +55,17 @@ def assign(
         wanted: Sequence[CoreRequest], on: tuple[DeviceRequest, ...], pins: _Pins
     ) -> tuple[dict[str, list[int]], Chosen] | None:
         given = cores.assign(wanted, free, places, pins)
-        chosen = devices.assign(on, groups, taken, pins) if given is not None else None
-        return None if given is None or chosen is None else (given, chosen)
+        if given is None:
+            return None
+        # Who needs a certain NUMA node chooses first; the answer has the order of the question.
+        order = sorted(
+            range(len(on)), key=lambda place: not (on[place].beside and on[place].task in pins)
+        )
+        chosen = devices.assign(tuple(on[place] for place in order), groups, taken, pins)
+        if chosen is None:
+            return None
+        placed = dict(zip(order, chosen, strict=True))
+        return given, [placed[place] for place in range(len(on))]
 
     linked = {one.task: one.beside for one in asked_devices if one.beside}
     room = {number: 0 for group in groups for number in group.nodes if number >= 0}
