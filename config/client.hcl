@@ -29,6 +29,12 @@ client {
     reserved_ports = "22"
   }
 
+  # Jobs may mount this directory by its name. Volumes that are made while the agent runs lie in data_dir/host_volumes.
+  host_volume "certificates" {
+    path      = "/etc/ssl/certs"
+    read_only = true
+  }
+
   # Ended allocations are removed when there are more than these, or the disk is fuller than this.
   gc_max_allocs           = 50
   gc_disk_usage_threshold = 80
