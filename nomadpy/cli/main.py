@@ -112,6 +112,13 @@ COMMANDS: dict[str, Entry] = {
     "var purge": Entry("variable", "purge", "Remove a variable"),
     "var put": Entry("variable", "put", "Create a variable, or write it anew"),
     "version": Entry("status", "version", "Print the version"),
+    "volume claim delete": Entry("volume", "claim_delete", "Forget which volume a group holds"),
+    "volume claim list": Entry("volume", "claim_list", "List which groups hold which volumes"),
+    "volume create": Entry("volume", "create", "Make a host volume on a node"),
+    "volume delete": Entry("volume", "delete", "Delete a host volume"),
+    "volume init": Entry("volume", "init", "Write an example specification of a host volume"),
+    "volume register": Entry("volume", "register", "Make a directory known as a host volume"),
+    "volume status": Entry("volume", "status", "Show host volumes, or one of them"),
 }
 
 ALIASES = {
