@@ -12,7 +12,7 @@ Not here: what one pass plans (cluster.py); who may run what (standing.py).
 from __future__ import annotations
 
 import collections
-from collections.abc import Hashable, Iterable
+from collections.abc import Container, Hashable, Iterable
 from typing import Any
 
 from nomadpy.models.allocation import Allocation
@@ -184,11 +184,15 @@ class NodeTable:
         if anew:
             self._rows.clear()
             self._views.clear()
+        changed: list[str] = []
         while self._feed and self._feed[0][0] <= index:
             at, changes = self._feed.popleft()
             if at > self._index and not anew:
-                self._apply(changes)
+                changed += self._apply(changes)
         self._index, self._snapshot = index, snapshot
+        for node_id in changed:
+            # Now rather than in the next pass, which would meet all new nodes at once.
+            self.row(node_id)
         return True
 
     def view(self, job: Job) -> NodeView:
@@ -211,9 +215,10 @@ class NodeTable:
         node = self._state.node(node_id)
         return None if node is None else self._row(node)
 
-    def plan_fits(self, node_id: str, wanted: NodePlan) -> tuple[bool, str]:
+    def plan_fits(self, node_id: str, wanted: NodePlan, known: Container[str]) -> tuple[bool, str]:
         """Whether a plan's part on one node holds with all that is assumed; the reason when not.
 
+        known: ids of the plan's placements that exist already.
         As `fit.node_plan_fits` says it, without adding up what is there where sums are all that counts.
         """
         node = self._state.node(node_id)
@@ -228,7 +233,7 @@ class NodeTable:
         }
         new = False
         for alloc in wanted.placements:
-            present = self.alloc(node_id, alloc.id)
+            present = self.alloc(node_id, alloc.id) if alloc.id in known else None
             if present is None or present.node_id != node_id or terminal(present):
                 new = True
             else:
@@ -297,13 +302,17 @@ class NodeTable:
         self._assumed.append((before, after))
         self._count(before, after)
 
-    def _apply(self, changes: list[Change]) -> None:
+    def _apply(self, changes: list[Change]) -> list[str]:
+        """Take changes over; returns the nodes whose rows are to be made anew."""
+        nodes: list[str] = []
         for change in changes:
             if change.table == "allocs":
                 self._count(change.before, change.after)
             else:
                 self._rows.pop(change.key, None)
                 self._views.clear()
+                nodes.append(change.key)
+        return nodes
 
     def _count(self, before: Allocation | None, after: Allocation | None) -> None:
         """Move the sums from one state of an allocation to the next."""
@@ -316,15 +325,18 @@ class NodeTable:
             and old.node_id == new.node_id
         ):
             return
-        for alloc, by in ((old, -1), (new, 1)):
-            if alloc is None:
-                continue
-            row = self._rows.get(alloc.node_id)
-            if row is not None:
-                amount = self._usage(alloc)
-                row.add(amount, by)
-                for view in self._views.values():
-                    view.changed(alloc.node_id, amount, by)
+        if old is not None:
+            self._add(old, -1)
+        if new is not None:
+            self._add(new, 1)
+
+    def _add(self, alloc: Allocation, by: int) -> None:
+        row = self._rows.get(alloc.node_id)
+        if row is not None:
+            amount = self._usage(alloc)
+            row.add(amount, by)
+            for view in self._views.values():
+                view.changed(alloc.node_id, amount, by)
 
     def _usage(self, alloc: Allocation) -> Amount:
         """What an allocation takes; those of one plan often share one object that says so."""

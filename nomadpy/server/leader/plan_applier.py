@@ -317,9 +317,12 @@ def check_plan(
     plan = _without_needless_evictions(plan, table)
     volumes = PlanVolumes(snapshot, plan)
     rejected: list[str] = []
+    # Who is new to its node, and that is nearly all, cannot have been evicted meanwhile.
+    known = {one.id for one in plan.placements if table.alloc(one.node_id, one.id) is not None}
     for node_id, wanted in plan_by_node(plan).items():
-        fits, reason = table.plan_fits(node_id, wanted)
-        reason = reason or _stale(snapshot, plan, table, node_id, wanted)
+        fits, reason = table.plan_fits(node_id, wanted, known)
+        if not reason and (known or wanted.stops):
+            reason = _stale(snapshot, plan, table, node_id, wanted)
         reason = reason or volumes.problem(node_id, table.allocs, wanted)
         if not fits or reason:
             rejected.append(node_id)
