@@ -43,6 +43,7 @@ log = logs.get(__name__)
 
 LOOK_INTERVAL_S = 60.0
 RESTORE_WAIT_S = 5.0
+LOOKS_AT_ONCE = 16
 
 # A part of a path: what else a request might say must not lead out of the directory for volumes.
 _ID = re.compile(r"[0-9A-Za-z][0-9A-Za-z-]{0,63}")
@@ -89,6 +90,7 @@ class HostVolumes:
         self._ready: set[str] = set()
         self._plugins: dict[str, VolumePlugin] = {}
         self._locks: dict[str, asyncio.Lock] = {}
+        self._few = asyncio.Semaphore(LOOKS_AT_ONCE)
         self._leftovers: list[Path] = []
         self.restored = asyncio.Event()
 
@@ -151,7 +153,7 @@ class HostVolumes:
 
     async def _look_at(self, volume_id: str, name: str) -> None:
         """Offer the volume if it is there, and else try to have it made again."""
-        async with self._alone(name):
+        async with self._alone(name), self._few:
             record = self._records.get(volume_id)
             if record is None or record.deleting:
                 return

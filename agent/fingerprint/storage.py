@@ -33,13 +33,13 @@ def fingerprint(config: FingerprintConfig) -> Part:
 
 
 def volumes(config: FingerprintConfig) -> Part:
-    """The configured volumes whose path exists; a job must not get an empty directory instead of its data."""
+    """The configured volumes whose path exists, a file or a socket too; a job must not get an empty directory for it."""
     found: dict[str, HostVolumeInfo] = {}
     for name, volume in config.host_volumes.items():
-        if os.path.isabs(volume.path) and os.path.isdir(volume.path):
+        if os.path.isabs(volume.path) and os.path.exists(volume.path):
             found[name] = volume
         else:
-            log.warning("host volume is not a directory", volume=name, path=volume.path)
+            log.warning("host volume is not there", volume=name, path=volume.path)
     return Part(host_volumes=found)
 
 

@@ -307,9 +307,9 @@ class TaskRunner:
         on_node = self._context.node().host_volumes or {}
         volumes = task_volumes(self._alloc, self._task, on_node, environment.resolve)
         for volume in volumes:
-            if not await asyncio.to_thread(os.path.isdir, volume.path):
+            if not await asyncio.to_thread(os.path.exists, volume.path):
                 raise SetupError(
-                    f"volume {volume.name!r}: {volume.path} is not a directory", recoverable=True
+                    f"volume {volume.name!r}: {volume.path} is not there", recoverable=True
                 )
         return volumes
 

@@ -71,7 +71,7 @@ async def test_a_directory_that_vanished_fails_the_task_with_an_event_that_names
     async with world.running(host_volumes=static):
         await world.servers.until(lambda: world.servers.status(alloc.id) == "failed")
     lines = said(world.servers.reported[alloc.id])
-    assert any(f"volume 'data': {tmp_path}/none is not a directory" in line for line in lines)
+    assert any(f"volume 'data': {tmp_path}/none is not there" in line for line in lines)
 
 
 @pytest.mark.real_time
@@ -109,7 +109,7 @@ async def test_processes_share_a_volume_over_a_restart_of_the_agent(tmp_path: Pa
 
     def next_agent() -> Any:
         world.state = SQLiteState(tmp_path / "client.db")  # type: ignore[assignment]
-        world.directories = HostDirectories(tmp_path / "allocs")  # type: ignore[assignment]
+        world.directories = HostDirectories(tmp_path / "allocs", mount_secrets=False)  # type: ignore[assignment]
         world.driver = RawExecDriver(SystemClock(), RawExecPolicy(enabled=True))  # type: ignore[assignment]
         return world.running(**options)
 

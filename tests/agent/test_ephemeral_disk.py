@@ -94,7 +94,7 @@ def node(folder: Path, *, servers: FakeServers | None = None) -> World:
     world = World()
     if servers is not None:
         world.servers = servers
-    world.directories = HostDirectories(folder / "allocs")  # type: ignore[assignment]
+    world.directories = HostDirectories(folder / "allocs", mount_secrets=False)  # type: ignore[assignment]
     world.driver = RawExecDriver(SystemClock(), RawExecPolicy(enabled=True))  # type: ignore[assignment]
     return world
 
