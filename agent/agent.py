@@ -201,6 +201,7 @@ class Agent:
             self._proof,
             self.registration.silence_s,
             self.registration.registered,
+            self.registration.anew,
         )
         self._garbage = GarbageCollector(self.sync, self._directories, clock, config.garbage)
         self._endpoints = Endpoints(

@@ -120,8 +120,10 @@ class AllocSync:
         proof: Callable[[], NodeProof],
         silence_s: Callable[[], float],
         registered: asyncio.Event,
+        register_anew: Callable[[], None],
     ) -> None:
-        """registered: set once servers know the node; nothing is pulled before. silence_s: for how long no server has answered; 0 while nothing is overdue."""
+        """registered: set once servers know the node; nothing is pulled before. silence_s: for how long no server has answered; 0 while nothing is overdue.
+        register_anew: tells servers of the node, when they may have an older word of it than they acknowledged."""
         self.runners: dict[str, AllocRunner] = {}
         self.outbox = Outbox(caller, proof, Backoff(context.entropy, first_s=1.0))
         self.restored = asyncio.Event()
@@ -130,6 +132,7 @@ class AllocSync:
         self._proof = proof
         self._silence_s = silence_s
         self._registered = registered
+        self._register_anew = register_anew
         self._known: dict[str, int] = {}
         self._restored = 0  # index of the restore that was answered to
         self._removing: set[str] = set()
@@ -214,7 +217,8 @@ class AllocSync:
                 await asyncio.sleep(backoff.next_s())
 
     def _report_anew(self) -> None:
-        """Tell servers of every allocation, whatever they have acknowledged."""
+        """Tell servers of the node and of every allocation, whatever they have acknowledged."""
+        self._register_anew()
         for runner in self.runners.values():
             self.outbox.resend(runner.client_update())
 

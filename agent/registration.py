@@ -71,6 +71,7 @@ class Registration:
         self._found = Node()
         self._node = Node()
         self._registered: Node | None = None
+        self._doubts = 0  # how often what servers had acknowledged may have been forgotten
         self._status = INITIALIZING
         self._wake = asyncio.Event()
         self._contact_s = clock.monotonic()
@@ -117,6 +118,12 @@ class Registration:
         if self._registered is not None and not same(self._node, self._registered):
             self._wake.set()
 
+    def anew(self) -> None:
+        """Register as soon as possible, whatever servers have acknowledged."""
+        self._registered = None
+        self._doubts += 1
+        self._wake.set()
+
     async def run(self) -> None:
         """Register, then beat, for ever."""
         async with asyncio.TaskGroup() as group:
@@ -151,9 +158,10 @@ class Registration:
     async def _say(self) -> float:
         """Register if needed, else beat; returns seconds until the next time."""
         if self._registered is None or not same(self._node, self._registered):
-            node = self._node
+            node, doubts = self._node, self._doubts
             reply = await self._register(node)
-            self._registered = node
+            if doubts == self._doubts:
+                self._registered = node
             self._heard(reply)
             if self._status == READY:
                 return self._pause_s(reply)

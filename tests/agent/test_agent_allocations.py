@@ -445,6 +445,20 @@ async def test_after_a_restore_what_ended_meanwhile_is_reported_again() -> None:
         assert len(world.driver.configs) == 2
 
 
+async def test_after_a_restore_the_node_is_registered_again() -> None:
+    """What servers have of it may be from before a volume was made, or a device was lost."""
+    world = World()
+    alloc = allocation()
+    async with world.running():
+        servers = world.servers
+        servers.want(alloc)
+        await servers.until(lambda: servers.status(alloc.id) == "running")
+        count = len(servers.registrations)
+        servers.restore(dict(servers.wanted), dict(servers.reported))
+        await servers.until(lambda: len(servers.registrations) > count)
+        assert servers.registrations[-1].status == "ready"
+
+
 async def test_after_a_restore_an_allocation_that_servers_had_stopped_is_said_to_have_ended() -> (
     None
 ):
