@@ -21,6 +21,7 @@ from nomadpy.models.explanation import (
     Obstacle,
     PlacedAlloc,
 )
+from nomadpy.models.host_volume import index_of
 from nomadpy.models.job import Job, TaskGroup
 from nomadpy.models.node import Node
 from nomadpy.scheduler import suggestions
@@ -44,6 +45,7 @@ from nomadpy.scheduler.ranking import combine
 from nomadpy.scheduler.refusals import GrantError
 from nomadpy.scheduler.settings import effective_config, may_preempt
 from nomadpy.scheduler.snapshot import Snapshot
+from nomadpy.scheduler.volumes import per_alloc
 
 NODES_SHOWN = 20
 
@@ -93,8 +95,12 @@ class _Looker:
 
     def group(self, group: TaskGroup, allocs: list[Allocation], shown: int) -> GroupExplanation:
         """Explain one group. allocs: its live ones."""
-        placer = GroupPlacer(self._cluster, self._job, group, self._config, self._entropy)
-        wanted = requirements(self._job, group)
+        index = _next_index(allocs) if per_alloc(group) else 0
+        placer = GroupPlacer(
+            self._cluster, self._job, group, self._config, self._entropy, index=index
+        )
+        placer.expect_newcomer()
+        wanted = requirements(self._job, group, index)
         verdicts = [self._verdict(node, placer, wanted) for node in self._nodes]
         by_node: dict[str, list[str]] = {}
         for alloc in allocs:
@@ -134,6 +140,7 @@ class _Looker:
             preemption_would_help=bool(missing and not fitting)
             and self._preemption_would_help(placer),
             preemption_allowed=may_preempt(self._config, self._job.type),
+            held=self._held(group, placer) if missing else [],
         )
         return GroupExplanation(
             name=group.name,
@@ -151,6 +158,21 @@ class _Looker:
             allocs=[self._placed(alloc) for alloc in allocs] or None,
         )
 
+    def _held(self, group: TaskGroup, placer: GroupPlacer) -> list[str]:
+        """Sentences on the sticky volumes that the group holds, and that its next allocation must have."""
+        allowed = {one for ids in placer.volumes.aim.allowed.values() for one in ids}
+        found = []
+        for claim in self._snapshot.volume_claims_by_job(self._job.namespace, self._job.id):
+            volume = self._snapshot.host_volume(claim.namespace, claim.volume_id)
+            if claim.task_group_name == group.name and claim.volume_id in allowed:
+                node = self._snapshot.node(volume.node_id) if volume is not None else None
+                where = "a node that is gone" if node is None else f"node {node.name}"
+                found.append(
+                    f'the group holds volume "{claim.volume_name}" on {where}, and its next allocation goes only there. To do '
+                    f"without what was written: nomadpy volume claim delete {claim.id}"
+                )
+        return found
+
     def _evaluations(self) -> Iterable[Evaluation]:
         return self._snapshot.evals_by_job(self._job.namespace, self._job.id)
 
@@ -166,6 +188,10 @@ class _Looker:
         score, scores = 0.0, None
         if state is not None:
             found += self._room_obstacles(state, placer)
+        if state is not None and all(one.kind != _VOLUME for one in found):
+            lacking = placer.volumes.why(state)
+            if lacking:
+                found.append(Obstacle(kind=_VOLUME, text=lacking))
         if not found and state is not None and state.index >= 0:
             problem = placer.forbidden(state)
             if problem:
@@ -272,6 +298,7 @@ class _Looker:
         )
 
 
+_VOLUME = "host volume"
 _ROOM = frozenset(
     {"cpu", "memory", "disk", "cores", "network", "devices", "max allocations exceeded"}
 )
@@ -317,12 +344,12 @@ def _needs(node: Node, wanted: Requirements) -> list[Obstacle]:
         volume = (node.host_volumes or {}).get(source)
         if volume is None:
             found.append(
-                Obstacle(kind="host volume", asked=source, text=f'it has no host volume "{source}"')
+                Obstacle(kind=_VOLUME, asked=source, text=f'it has no host volume "{source}"')
             )
         elif volume.read_only and not read_only:
             found.append(
                 Obstacle(
-                    kind="host volume",
+                    kind=_VOLUME,
                     asked=source,
                     has="read only",
                     text=f'its host volume "{source}" is read only',
@@ -339,6 +366,12 @@ def _needs(node: Node, wanted: Requirements) -> list[Obstacle]:
         if problem:
             found.append(Obstacle(kind="requirement", asked=problem, text=problem))
     return found
+
+
+def _next_index(allocs: list[Allocation]) -> int:
+    """The lowest index that none of a group's allocations has."""
+    there = {index_of(alloc.name) for alloc in allocs}
+    return next(index for index in range(len(there) + 1) if index not in there)
 
 
 def drivers_of(node: Node) -> list[str]:

@@ -144,6 +144,11 @@ class GroupPlacer:
                 return choice
         return None
 
+    def expect_newcomer(self) -> None:
+        """From now on look at nodes as for an allocation that comes after none."""
+        if self._sticky:
+            self.aim_at(self._claims.aims(self._group, None)[-1])
+
     def aim_at(self, aim: Aim) -> None:
         """From now on only these sticky volumes will do."""
         if aim != self.volumes.aim:

@@ -26,7 +26,7 @@ _SWITCH = {
 
 
 class Facts(msgspec.Struct, frozen=True):
-    """What suggestions are made from."""
+    """What suggestions are made from. held: sentences on sticky volumes that the group must go to."""
 
     job: Job
     group: TaskGroup
@@ -37,6 +37,7 @@ class Facts(msgspec.Struct, frozen=True):
     ask: GroupAsk
     preemption_would_help: bool
     preemption_allowed: bool
+    held: Sequence[str] = ()
 
 
 def summary(facts: Facts, count: int, placed: int, missing: int, fitting: int) -> str:
@@ -211,11 +212,27 @@ def _targets(nodes: Sequence[Node]) -> set[str]:
 
 def _volumes(facts: Facts) -> list[str]:
     there = sorted({name for node in facts.nodes for name in node.host_volumes or ()})
-    return [
+    found = [
         f'no node has host volume "{source}"; there are: {_listed(there) or "none"}.{near(source, there)}'
         for source, _ in facts.wanted.host_volumes
         if source not in there
     ]
+    if found:
+        return found
+    # Volumes of the names are there, and none will do.
+    reasons: dict[str, list[str]] = {}
+    for verdict in facts.verdicts:
+        if verdict.fits:
+            return []
+        for one in verdict.obstacles or ():
+            if one.kind == "host volume":
+                reasons.setdefault(one.text, []).append(verdict.node_name)
+    told = [
+        f"node {names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''}: {text}"
+        for text, names in reasons.items()
+        if "has no host volume" not in text
+    ]
+    return [*facts.held, *([f"no volume will do: {'; '.join(told[:_SHOWN])}"] if told else [])]
 
 
 def _sizes(facts: Facts) -> list[str]:
