@@ -144,7 +144,13 @@ def main() -> None:
     parser.add_argument("--algorithms", default="binpack")
     parser.add_argument("--seeds", default=SEEDS)
     parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--against", default="", help="not possible: it says why")
     options = parser.parse_args()
+    if options.against:
+        parser.error(
+            "--against: many of the trace's jobs ask for a share of a device, which only this product's jobs can say, "
+            "and another server would be given other work. What it does with whole tasks: ./run bench packing --against"
+        )
     if not (options.trace / NODES).is_file():
         parser.error(f"{options.trace} has no {NODES}")
 

@@ -2,7 +2,7 @@
 
 Nodes of four shapes, and a fixed mix of jobs of one to eight tasks until one does not fit; the figures stand beside a lower
 bound: the fewest nodes that could hold what was placed, the largest first. In-process on the real scheduler; with
-`--against` the same jobs go over HTTP to any server with empty nodes of its own.
+`--against` the same jobs go over plain HTTP to another server of the same API, with fields that Nomad knows only.
 
     ./run bench packing
     ./run bench packing --algorithms binpack,balanced --seeds 11,21,22 --against http://127.0.0.1:4646
@@ -21,6 +21,17 @@ from typing import Any, NamedTuple
 from bench.in_process import Cluster, one_group
 from nomadpy.entropy import SeededEntropy
 from nomadpy.simulator.nodes import simulated
+
+AGAINST = """\
+The other server must have empty nodes of its own, as many and of the same shape for figures that compare: nothing is
+started for it. It packs as it is configured to. For a server of ours:
+
+    nomadpy simulate nodes -count 300 -shape hetero -mode static -address HOST:4647
+
+They must have the driver that tasks ask for (--against-driver). Its jobs are purged after each seed.
+"""
+
+COLLECT_S = 120.0
 
 MIX = (
     (100, 256, 30),
@@ -122,13 +133,17 @@ def ask(base: str, method: str, path: str, body: object = None) -> Any:
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(f"{base}{path}", data, method=method)
     with urllib.request.urlopen(request, timeout=120) as answer:
-        return json.load(answer)
+        text = answer.read()
+    # Some answers of Nomad have no body.
+    return json.loads(text) if text else None
 
 
-def over_http(base: str, seed: int, kind: str) -> Figures:
+def over_http(base: str, seed: int, kind: str, driver: str) -> Figures:
     """One run on a server whose nodes are empty; its jobs are purged afterwards."""
     capacity = {}
     for node in ask(base, "GET", "/v1/nodes?resources=true"):
+        if node["Status"] != "ready":
+            continue
         have = node["NodeResources"]
         capacity[node["ID"]] = (have["Cpu"]["CpuShares"], have["Memory"]["MemoryMB"])
     registered: list[str] = []
@@ -136,7 +151,7 @@ def over_http(base: str, seed: int, kind: str) -> Figures:
     def place(job_id: str, count: int, cpu: int, memory: int) -> bool:
         task = {
             "Name": "task",
-            "Driver": "raw_exec",
+            "Driver": driver,
             "Config": {"command": "/bin/sleep", "args": ["3600"]},
             "Resources": {"CPU": cpu, "MemoryMB": memory},
             "LogConfig": {"MaxFiles": 1, "MaxFileSizeMB": 1},
@@ -168,8 +183,11 @@ def over_http(base: str, seed: int, kind: str) -> Figures:
     finally:
         for job_id in registered:
             ask(base, "DELETE", f"/v1/job/{job_id}?purge=true")
+        end = time.monotonic() + COLLECT_S
         while any(one["JobID"] in registered for one in ask(base, "GET", "/v1/allocations")):
-            ask(base, "PUT", "/v1/system/gc")
+            if time.monotonic() > end:
+                raise RuntimeError(f"{base} still has allocations of jobs that were purged")
+            ask(base, "PUT", "/v1/system/gc", {})
             time.sleep(0.5)
 
 
@@ -196,13 +214,20 @@ def row(name: str, runs: dict[int, Figures]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=(__doc__ or "").splitlines()[0],
+        epilog=AGAINST,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--nodes", type=int, default=300)
     parser.add_argument("--kind", default="service", choices=("service", "batch"))
     parser.add_argument("--algorithms", default="binpack,spread,balanced")
     parser.add_argument("--seeds", default=",".join(map(str, SEEDS)))
     parser.add_argument("--against", default="", help="another server's http://HOST:PORT")
+    parser.add_argument("--against-driver", default="raw_exec", help="the driver its nodes have")
     options = parser.parse_args()
+    if options.against and not options.against.startswith("http://"):
+        parser.error("--against takes http://HOST:PORT")
 
     seeds = [int(one) for one in options.seeds.split(",")]
     print(f"{options.nodes} nodes of shape hetero, {options.kind} jobs, seeds {options.seeds}\n")
@@ -216,7 +241,8 @@ def main() -> None:
         print(row(algorithm, runs), flush=True)
     if options.against:
         base = options.against.rstrip("/")
-        print(row(base, {seed: over_http(base, seed, options.kind) for seed in seeds}))
+        driver = options.against_driver
+        print(row(base, {seed: over_http(base, seed, options.kind, driver) for seed in seeds}))
     print("\nnodes: of the first seed (in brackets the lower bound); mean of all seeds")
 
 

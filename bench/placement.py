@@ -1,14 +1,15 @@
 """Placement: real servers, simulated nodes, jobs over the HTTP API; how fast allocations come to exist.
 
     python -m bench.placement [--nodes 1000] [--shape big] [--servers 1|3] [--jobs 1000] [--count 10] [--clients 16]
-                              [--big 10000] [--runs 1] [--idle SECONDS] [--against http://HOST:PORT [--against-pid PID]]
+                              [--big 10000] [--runs 1] [--idle SECONDS]
+                              [--against http://HOST:PORT [--against-pid PID] [--against-driver NAME]]
 
 Three workloads: one batch job of --big allocations, one such service job, and --jobs jobs of --count allocations each
 registered by --clients concurrent clients. A placement counts when the job's summary shows it. One server speaks plain
 HTTP; three speak TLS, and the leader is asked. --idle first measures what the nodes alone cost: with `--mode live`, their
-heartbeats and blocking queries. --against runs the same work on another server with the same API, whose
-nodes (as many, and as large) must be there already, and prints both; --against-pid adds its memory and CPU time.
-Everything started here is stopped and removed at the end; jobs put on the other server are purged.
+heartbeats and blocking queries. --against then does the same work on another server of the same API over plain HTTP, and
+prints both; only fields that Nomad knows are sent. Everything started here is stopped and removed at the end; jobs put
+on the other server are purged.
 """
 
 from __future__ import annotations
@@ -35,26 +36,62 @@ import psutil
 from nomadpy.demo.client import until
 from nomadpy.demo.cluster import HOST, Daemon, LocalCluster, free_ports
 
+AGAINST = """\
+The other server must have its nodes already, as many and as large: nothing is started for it. Whatever keeps them
+registered will do; for a server of ours:
+
+    nomadpy simulate nodes -count 1000 -shape big -mode static -address HOST:4647
+
+They must have the driver that tasks ask for (--against-driver). Figures that only its processes could tell stand as `-`,
+unless --against-pid names one of this machine.
+"""
+
 START_S = 60.0
 PLACE_S = 300.0
 SETTLE_S = 5.0
+COLLECT_S = 120.0
+"""How long the other server may take to forget a purged job."""
+
+Figures = dict[str, float | None]
+"""By name; None is what cannot be known."""
 
 
 class Target:
     """A server under load: its API, and the processes whose time and memory are counted."""
 
-    def __init__(self, name: str, base: str, pids: list[int], tls: ssl.SSLContext | None) -> None:
+    def __init__(
+        self,
+        name: str,
+        base: str,
+        pids: list[int],
+        tls: ssl.SSLContext | None,
+        *,
+        driver: str = "raw_exec",
+        ours: bool = True,
+    ) -> None:
+        """driver: of the tasks. ours: it forgets a purged job by itself."""
         self.name = name
         self.base = base
         self.pids = pids
         self.tls = tls
+        self.driver = driver
+        self.ours = ours
 
-    def cpu_s(self) -> float:
-        """CPU seconds that the processes and their children have used."""
+    def cpu_s(self) -> float | None:
+        """CPU seconds that the processes and their children have used; None when there is none to look at."""
+        if not self.pids:
+            return None
         return sum(sum(process.cpu_times()[:2]) for process in self._processes())
 
-    def rss_mb(self) -> float:
-        """Their resident memory, MiB."""
+    def cpu_since(self, before: float | None) -> float | None:
+        """CPU seconds used since `cpu_s` was `before`."""
+        now = self.cpu_s()
+        return None if now is None or before is None else now - before
+
+    def rss_mb(self) -> float | None:
+        """Their resident memory, MiB; None as for `cpu_s`."""
+        if not self.pids:
+            return None
         return sum(process.memory_info().rss for process in self._processes()) / 2**20
 
     def _processes(self) -> list[psutil.Process]:
@@ -77,7 +114,8 @@ class Api:
             text = await answer.text()
             if answer.status != 200:
                 raise RuntimeError(f"{method} {url}: {answer.status} {text[:300]}")
-            return json.loads(text)
+            # Some answers of Nomad have no body.
+            return json.loads(text) if text else None
 
     async def placed(self, job_id: str) -> int:
         """How many allocations of the job exist."""
@@ -94,11 +132,11 @@ def _placed(summary: dict[str, dict[str, int]] | None) -> int:
     )
 
 
-def job(job_id: str, count: int, kind: str) -> dict[str, Any]:
+def job(job_id: str, count: int, kind: str, driver: str) -> dict[str, Any]:
     """A registration of one group with one small task."""
     task = {
         "Name": "task",
-        "Driver": "raw_exec",
+        "Driver": driver,
         "Config": {"command": "/bin/sleep", "args": ["3600"]},
         "Resources": {"CPU": 10, "MemoryMB": 10},
         "LogConfig": {"MaxFiles": 1, "MaxFileSizeMB": 1},
@@ -107,21 +145,22 @@ def job(job_id: str, count: int, kind: str) -> dict[str, Any]:
     return {"Job": {"ID": job_id, "Type": kind, "Datacenters": ["*"], "TaskGroups": [group]}}
 
 
-async def idle(target: Target, seconds: float) -> dict[str, Any]:
+async def idle(target: Target, seconds: float) -> Figures:
     """What the nodes cost when nothing else happens, once their registration is over."""
     await asyncio.sleep(SETTLE_S)
     cpu_s = target.cpu_s()
     await asyncio.sleep(seconds)
+    used_s = target.cpu_since(cpu_s)
     return {
-        "cores": (target.cpu_s() - cpu_s) / seconds,
+        "cores": None if used_s is None else used_s / seconds,
         "server RSS MB": target.rss_mb(),
     }
 
 
-async def one_large(api: Api, target: Target, job_id: str, count: int, kind: str) -> dict[str, Any]:
+async def one_large(api: Api, target: Target, job_id: str, count: int, kind: str) -> Figures:
     """One job; the time from its registration until all its allocations exist."""
     cpu_s, began = target.cpu_s(), time.perf_counter()
-    await api.ask("PUT", "/v1/jobs", job(job_id, count, kind))
+    await api.ask("PUT", "/v1/jobs", job(job_id, count, kind, target.driver))
     submitted = time.perf_counter() - began
     while await api.placed(job_id) < count:
         if time.perf_counter() - began > PLACE_S:
@@ -133,7 +172,7 @@ async def one_large(api: Api, target: Target, job_id: str, count: int, kind: str
 
 async def many_small(
     api: Api, target: Target, prefix: str, jobs: int, count: int, clients: int
-) -> dict[str, Any]:
+) -> Figures:
     """Many jobs from concurrent clients; the time until the allocations of all exist."""
     numbers = iter(range(jobs))
     latencies: list[float] = []
@@ -142,7 +181,8 @@ async def many_small(
     async def client() -> None:
         for number in numbers:
             asked = time.perf_counter()
-            await api.ask("PUT", "/v1/jobs", job(f"{prefix}{number:05}", count, "service"))
+            wanted = job(f"{prefix}{number:05}", count, "service", target.driver)
+            await api.ask("PUT", "/v1/jobs", wanted)
             latencies.append(time.perf_counter() - asked)
 
     async with asyncio.TaskGroup() as group:
@@ -162,21 +202,21 @@ async def many_small(
 
 
 def _figures(
-    target: Target, placed: int, elapsed: float, cpu_s: float, latencies: list[float]
-) -> dict[str, Any]:
+    target: Target, placed: int, elapsed: float, cpu_s: float | None, latencies: list[float]
+) -> Figures:
     ordered = sorted(latencies)
     return {
         "placements/s": placed / elapsed,
         "register p50 ms": ordered[len(ordered) // 2] * 1000,
         "register p99 ms": ordered[min(len(ordered) - 1, len(ordered) * 99 // 100)] * 1000,
-        "server CPU s": target.cpu_s() - cpu_s,
+        "server CPU s": target.cpu_since(cpu_s),
         "server RSS MB": target.rss_mb(),
     }
 
 
-async def measure(target: Target, options: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
+async def measure(target: Target, options: argparse.Namespace) -> dict[str, list[Figures]]:
     """All workloads on one server; each workload's figures, run by run."""
-    results: dict[str, list[dict[str, Any]]] = {}
+    results: dict[str, list[Figures]] = {}
     connector = aiohttp.TCPConnector(limit=options.clients + 2)
     timeout = aiohttp.ClientTimeout(total=PLACE_S)
     async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
@@ -190,13 +230,14 @@ async def measure(target: Target, options: argparse.Namespace) -> dict[str, list
                 name = f"1 {kind} job x {options.big:,}"
                 found = await one_large(api, target, f"{own}-{kind}", options.big, kind)
                 results.setdefault(name, []).append(found)
-                await _purge(api, [f"{own}-{kind}"])
+                await _purge(api, target, [f"{own}-{kind}"])
             name = f"{options.jobs:,} jobs x {options.count}, {options.clients} clients"
             found = await many_small(
                 api, target, f"{own}-small-", options.jobs, options.count, options.clients
             )
             results.setdefault(name, []).append(found)
-            await _purge(api, [f"{own}-small-{number:05}" for number in range(options.jobs)])
+            small = [f"{own}-small-{number:05}" for number in range(options.jobs)]
+            await _purge(api, target, small)
     return results
 
 
@@ -211,13 +252,19 @@ async def _wait_nodes(api: Api, wanted: int) -> None:
     raise RuntimeError(f"not {wanted} ready nodes within {START_S:.0f} s")
 
 
-async def _purge(api: Api, job_ids: list[str]) -> None:
+async def _purge(api: Api, target: Target, job_ids: list[str]) -> None:
+    """Purge jobs, and wait until all they left is gone: removing it is not what is measured next."""
     for job_id in job_ids:
         await api.ask("DELETE", f"/v1/job/{job_id}?purge=true")
-    # Not before everything they left behind is gone: removing it is not what is measured next.
+    end = time.monotonic() + COLLECT_S
     left = True
     while left:
         await asyncio.sleep(0.5)
+        if not target.ours:
+            await api.ask("PUT", "/v1/system/gc", {})
+            if time.monotonic() > end:
+                print(f"{target.name} still has allocations of {job_ids[0]}", flush=True)
+                return
         left = bool(await api.ask("GET", "/v1/evaluations?status=pending&per_page=1")) or any(
             [await api.ask("GET", f"/v1/job/{job_id}/allocations") for job_id in job_ids[:1]]
         )
@@ -294,8 +341,8 @@ def simulated_nodes(
         process.wait()
 
 
-def table(columns: dict[str, dict[str, list[dict[str, Any]]]]) -> str:
-    """The figures, a median over runs each, one row for each workload and figure."""
+def table(columns: dict[str, dict[str, list[Figures]]]) -> str:
+    """The figures, a median over runs each, one row for each workload and figure; `-` for what is not known."""
     names = list(columns)
     lines = ["| workload | figure | " + " | ".join(names) + " |", "|---|---|" + "---|" * len(names)]
     first = columns[names[0]]
@@ -303,7 +350,12 @@ def table(columns: dict[str, dict[str, list[dict[str, Any]]]]) -> str:
         for figure in runs[0]:
             cells = []
             for results in columns.values():
-                values = sorted(run[figure] for run in results[workload])
+                values = sorted(
+                    value for run in results[workload] if (value := run[figure]) is not None
+                )
+                if not values:
+                    cells.append("-")
+                    continue
                 middle = values[len(values) // 2]
                 cells.append(f"{middle:,.0f}" if middle >= 100 else f"{middle:.2f}")
             lines.append(f"| {workload} | {figure} | " + " | ".join(cells) + " |")
@@ -311,7 +363,11 @@ def table(columns: dict[str, dict[str, list[dict[str, Any]]]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=(__doc__ or "").splitlines()[0],
+        epilog=AGAINST,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--nodes", type=int, default=1000)
     parser.add_argument("--shape", default="big")
     parser.add_argument("--mode", default="static", choices=("static", "live"))
@@ -323,10 +379,13 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=1)
     parser.add_argument("--idle", type=float, default=0.0, help="seconds to measure without work")
     parser.add_argument("--against", default="", help="another server's http://HOST:PORT")
-    parser.add_argument("--against-pid", type=int, default=0)
+    parser.add_argument("--against-pid", type=int, default=0, help="its process, on this machine")
+    parser.add_argument("--against-driver", default="raw_exec", help="the driver its nodes have")
     options = parser.parse_args()
+    if options.against and not options.against.startswith("http://"):
+        parser.error("--against takes http://HOST:PORT")
 
-    columns: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    columns: dict[str, dict[str, list[Figures]]] = {}
     with (
         tempfile.TemporaryDirectory(prefix="nomadpy-placement-") as folder,
         servers(Path(folder), options.servers) as (target, addresses, flags),
@@ -335,7 +394,8 @@ def main() -> None:
         columns[target.name] = asyncio.run(measure(target, options))
     if options.against:
         pids = [options.against_pid] if options.against_pid else []
-        other = Target(options.against, options.against.rstrip("/"), pids, None)
+        base = options.against.rstrip("/")
+        other = Target(base, base, pids, None, driver=options.against_driver, ours=False)
         columns[other.name] = asyncio.run(measure(other, options))
     load = os.getloadavg()[0]
     print(f"{options.nodes:,} nodes of shape {options.shape}, load average at the end {load:.1f}\n")
