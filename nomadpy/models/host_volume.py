@@ -32,7 +32,8 @@ class HostVolumeCapability(Wire, frozen=True, kw_only=True):
 class HostVolume(Wire, frozen=True, kw_only=True, omit_defaults=True):
     """A volume that was made (`create`) or made known (`register`) at run time.
 
-    Capacities in bytes, 0: no bound. Times: nanoseconds since 1970. plugin_id "": registered. allocations: only in answers.
+    Capacities in bytes, 0: no bound. Times: nanoseconds since 1970. plugin_id "": registered. allocations: only in answers. deleting
+    (not Nomad's): its node has been asked to remove it, so that it is not ready any more, whatever the node says of it.
     """
 
     namespace: str = always(str)
@@ -54,6 +55,7 @@ class HostVolume(Wire, frozen=True, kw_only=True, omit_defaults=True):
     modify_index: int = always(int)
     modify_time: int = always(int)
     allocations: list[AllocationListStub] | None = None
+    deleting: bool = False
 
 
 class HostVolumeStub(Wire, frozen=True, kw_only=True):

@@ -15,7 +15,6 @@ import msgspec
 from nomadpy.errors import ConflictError, InvalidRequestError, NotFoundError
 from nomadpy.models.allocation import Allocation
 from nomadpy.models.host_volume import (
-    PENDING,
     READY,
     UNAVAILABLE,
     HostVolume,
@@ -99,12 +98,13 @@ def follow(tx: Transaction, node_id: str) -> None:
     node = tx.node(node_id)
     for volume in tx.host_volumes_by_node(node_id):
         state, path = volume.state, volume.host_path
-        if node is None or node.status in _GONE:
+        there = (node.host_volumes or {}).get(volume.name) if node is not None else None
+        has = there is not None and there.id == volume.id
+        if node is None or node.status in _GONE or not has:
             state = UNAVAILABLE if state == READY else state
-        elif state in (PENDING, UNAVAILABLE):
-            there = (node.host_volumes or {}).get(volume.name)
-            if there is not None and there.id == volume.id:
-                state, path = READY, path or there.path
+        elif not volume.deleting:
+            assert there is not None
+            state, path = READY, path or there.path
         if state != volume.state:
             volume = msgspec.structs.replace(
                 volume,

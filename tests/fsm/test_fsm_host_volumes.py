@@ -115,9 +115,10 @@ def test_a_volume_follows_its_node() -> None:
 
     assert states() == [("pending", ""), ("ready", "")]
     m.run(c.NodeRegister(node=holder(data="other")))
-    assert states()[0] == ("pending", "")
+    # What a node does not have any more is not ready, whatever was said of it.
+    assert states() == [("pending", ""), ("unavailable", "")]
     m.run(c.NodeRegister(node=holder(data="v1", logs="v2")))
-    assert states() == [("ready", "/volumes/v1"), ("ready", "")]
+    assert states() == [("ready", "/volumes/v1"), ("ready", "/volumes/v2")]
     index = m.index
     m.run(c.NodeRegister(node=holder(data="v1", logs="v2")))
     assert m.state.table_index("host_volumes") == index
@@ -128,6 +129,18 @@ def test_a_volume_follows_its_node() -> None:
         assert states() == [("ready", "/volumes/v1"), ("ready", "/volumes/v2")]
     m.run(c.NodeDeregister(node_ids=["n1"]))
     assert [state for state, _ in states()] == ["unavailable", "unavailable"]
+
+
+def test_a_volume_that_is_being_deleted_does_not_come_back_while_its_node_still_tells_of_it() -> (
+    None
+):
+    m = with_volume()
+    m.run(c.HostVolumeUpsert(volumes=[volume(state="unavailable", deleting=True)]))
+    m.run(c.NodeRegister(node=holder(data="v1")))
+    assert [v.state for v in m.state.host_volumes_by_node("n1")] == ["unavailable"]
+    m.run(c.HostVolumeUpsert(volumes=[volume(state="unavailable")]))
+    m.run(c.NodeRegister(node=holder(data="v1")))
+    assert [v.state for v in m.state.host_volumes_by_node("n1")] == ["ready"]
 
 
 def test_a_volume_that_is_used_is_not_deleted_until_its_allocations_have_ended() -> None:

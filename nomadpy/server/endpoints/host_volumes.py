@@ -207,13 +207,12 @@ class HostVolumes:
         users = users_of(core.snapshot(), volume)
         if users:
             raise in_use(volume, users)
-        if volume.state == READY:
-            # From here on no plan places anything on it; one that was applied meanwhile shows as a user.
-            await self._set_state(volume, UNAVAILABLE)
-            users = users_of(core.snapshot(), volume)
-            if users:
-                await self._set_state(volume, READY)
-                raise in_use(volume, users)
+        # From here on no plan places anything on it; one that was applied meanwhile shows as a user.
+        await self._write(msgspec.structs.replace(volume, state=UNAVAILABLE, deleting=True))
+        users = users_of(core.snapshot(), volume)
+        if users:
+            await self._write(volume)
+            raise in_use(volume, users)
         try:
             await self._router.call(
                 "ClientHostVolume.Delete",
@@ -230,8 +229,8 @@ class HostVolumes:
             )
         except NomadError as error:
             if not truth(request.flags, "force"):
-                if volume.state == READY:
-                    await self._set_state(volume, READY)
+                if not isinstance(error, IndefiniteError):
+                    await self._write(msgspec.structs.replace(volume, deleting=False))
                 raise _because(
                     error,
                     f"volume {volume.id} was not deleted: node {volume.node_id} said: {error.message}. "
@@ -297,6 +296,13 @@ class HostVolumes:
         text = f'volume "{volume.name}" was not made: node {volume.node_id} said: {error.message}'
         if not new:
             return _because(error, f"{text}. The volume is as it was")
+        if isinstance(error, IndefiniteError):
+            # Forgotten now and made after all, it would lie on the node with nobody knowing of it.
+            return _because(
+                error,
+                f'volume "{volume.name}" is not known to be made: node {volume.node_id} said: {error.message}. '
+                f"It is ready once the node has it; if it stays pending, delete volume {volume.id}",
+            )
         try:
             await self._core.propose(
                 commands.HostVolumeDelete(namespace=volume.namespace, ids=[volume.id])
@@ -313,9 +319,8 @@ class HostVolumes:
         stored = self._core.snapshot().host_volume(volume.namespace, volume.id)
         return self._answer(stored or volume, applied.index)
 
-    async def _set_state(self, volume: HostVolume, state: str) -> None:
-        changed = msgspec.structs.replace(volume, state=state)
-        applied = await self._core.propose(commands.HostVolumeUpsert(volumes=[changed]))
+    async def _write(self, volume: HostVolume) -> None:
+        applied = await self._core.propose(commands.HostVolumeUpsert(volumes=[volume]))
         await self._core.raft.wait_applied(applied.index, timeout_s=5)
 
     def _answer(self, volume: HostVolume, index: int) -> Answer:
