@@ -7,9 +7,12 @@ does is in its mock_driver config: run_for (seconds; absent: until stopped), exi
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 import msgspec
 
+from agent.link import Attachments
+from agent.server_list import ServerList
 from nomadpy.clock import Clock
 from nomadpy.entropy import Entropy
 from nomadpy.errors import NomadError, NotFoundError, UnreachableError
@@ -27,8 +30,10 @@ from nomadpy.models.calls import (
 from nomadpy.models.envelope import QueryOptions
 from nomadpy.models.gotime import from_ns
 from nomadpy.models.node import Node
+from nomadpy.rpc.dispatch import Dispatcher
 from nomadpy.rpc.network import Network
 from nomadpy.rpc.pool import Pool
+from nomadpy.simulator.node_volumes import NodeVolumes
 
 START_S = 0.3
 STOP_S = 0.2
@@ -59,13 +64,22 @@ class SimAgent:
         entropy: Entropy,
         pool: Pool | None = None,
         step_s: float = STEP_S,
+        volumes: NodeVolumes | None = None,
     ) -> None:
-        """pool: connections that are shared with others, who close them. step_s: how often tasks are looked at."""
+        """pool: connections that are shared with others, who close them. step_s: how often tasks are looked at.
+        volumes: those of the node, for one that servers may call and that has connections of its own."""
         self.node = node
         self.works: dict[str, Work] = {}
         self._servers = list(servers)
         self._shares_pool = pool is not None
-        self._pool = pool or Pool(network, None, entropy)
+        self._node_changed = asyncio.Event()
+        self._told: tuple[Node, int] | None = None  # the node, and after which restore
+        self._volumes = volumes
+        dispatcher = None
+        if volumes is not None:
+            dispatcher = Dispatcher()
+            volumes.serve(dispatcher, entropy, self._node_changed.set)
+        self._pool = pool or Pool(network, dispatcher, entropy)
         self._step_s = step_s
         self._clock = clock
         self._entropy = entropy
@@ -80,6 +94,12 @@ class SimAgent:
                 tasks.create_task(self._sync(), name="alloc-sync")
                 tasks.create_task(self._live(), name="tasks")
                 tasks.create_task(self._report(), name="alloc-report")
+                if self._volumes is not None:
+                    servers = ServerList(self._servers, self._entropy)
+                    attachments = Attachments(
+                        self._pool, servers, lambda: (self.node.id, self.node.secret_id)
+                    )
+                    tasks.create_task(attachments.run(), name="attach")
         finally:
             if not self._shares_pool:
                 await self._pool.close()
@@ -108,29 +128,35 @@ class SimAgent:
                 self._servers.append(address)
         raise last
 
+    def _node_now(self) -> Node:
+        ready = msgspec.structs.replace(self.node, status="ready")
+        return ready if self._volumes is None else self._volumes.told(ready)
+
     async def _heartbeat(self) -> None:
-        registered = False
         while True:
             ttl_s = 2.0
+            self._node_changed.clear()
+            node, restored = self._node_now(), self._restored
             try:
-                if registered:
+                if self._told == (node, restored):
                     request: msgspec.Struct = NodeHeartbeat(
                         node_id=self.node.id, secret_id=self.node.secret_id, status="ready"
                     )
                     reply = await self._call("Node.Heartbeat", request, CALL_TIMEOUT_S)
                 else:
-                    ready = msgspec.structs.replace(self.node, status="ready")
                     reply = await self._call(
-                        "Node.Register", NodeRegister(node=ready), CALL_TIMEOUT_S
+                        "Node.Register", NodeRegister(node=node), CALL_TIMEOUT_S
                     )
-                    registered = True
+                    self._told = (node, restored)
                 assert isinstance(reply, NodeReply)
                 ttl_s = reply.ttl_ns / 1e9
             except NotFoundError:
-                registered = False
+                self._told = None
             except NomadError:
                 ttl_s = 2.0
-            await asyncio.sleep(max(0.2, ttl_s * self._entropy.uniform(0.3, 0.6)))
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(max(0.2, ttl_s * self._entropy.uniform(0.3, 0.6))):
+                    await self._node_changed.wait()
 
     async def _sync(self) -> None:
         index = 0
@@ -150,6 +176,7 @@ class SimAgent:
                 if reply.restored > self._restored:
                     # The servers' state went back: what was said before may be forgotten.
                     self._restored = reply.restored
+                    self._node_changed.set()
                     known = {k: v for k, v in known.items() if k in self.works}
                     for work in self.works.values():
                         work.reported = ("", None)

@@ -33,6 +33,7 @@ from nomadpy.simulator.agents import SimAgent
 from nomadpy.simulator.disk import MemoryFiles
 from nomadpy.simulator.loop import SimClock
 from nomadpy.simulator.network import SimNetwork
+from nomadpy.simulator.node_volumes import NodeVolumes
 
 RPC_PORT = 4647
 
@@ -197,6 +198,7 @@ class SimClient:
         entropy = SeededEntropy(f"{cluster.seed}-{self.name}")
         self.node = make_node(self.name, entropy.uuid(), entropy.uuid(), cluster.entropy)
         self.agent: SimAgent | None = None
+        self.volumes = NodeVolumes()
         self._works: dict[str, Any] = {}
         self._task: asyncio.Task[None] | None = None
 
@@ -213,6 +215,7 @@ class SimClient:
             network=cluster.network.host(self.name, role="client"),
             clock=SimClock(asyncio.get_running_loop()),
             entropy=entropy,
+            volumes=self.volumes,
         )
         self.agent.works = self._works
         self._task = cluster.tasks.start(self.agent.run(), name=f"{self.name}-{self.boots}")

@@ -16,6 +16,7 @@ from nomadpy.entropy import SeededEntropy
 from nomadpy.errors import NomadError
 from nomadpy.models.calls import SchedulerConfigWrite
 from nomadpy.models.evaluation import Evaluation
+from nomadpy.models.host_volume import FILE_SYSTEM, SINGLE_WRITER
 from nomadpy.models.operator import (
     SCHEDULER_ALGORITHMS,
     PreemptionConfig,
@@ -24,9 +25,12 @@ from nomadpy.models.operator import (
 from nomadpy.scheduler.devices import WHOLE
 from nomadpy.scheduler.schedule import schedule
 from nomadpy.simulator.cluster import SimCluster
+from nomadpy.simulator.volumes import DATA, STATE
 from nomadpy.simulator.workload import Promise, User
 from nomadpy.state.store import Snapshot
 
+PER_ALLOC, STICKY = "per_alloc", "sticky"
+"""Service jobs with host volumes."""
 # Type and priority of each user's job, how much of a small node's cpu one allocation takes, and how many thousandths of a device.
 JOBS = (
     ("service", 90, 700, 0),
@@ -37,6 +41,8 @@ JOBS = (
     ("service", 20, 600, 700),
     ("batch", 60, 400, 1000),
     ("sysbatch", 10, 200, 300),
+    (PER_ALLOC, 80, 200, 0),
+    (STICKY, 30, 150, 0),
 )
 _CONFIG = SchedulerConfiguration(
     preemption_config=PreemptionConfig(
@@ -54,7 +60,8 @@ class CrowdedUser(User):
     def __init__(self, cluster: SimCluster, number: int, entropy: SeededEntropy) -> None:
         super().__init__(cluster, number, entropy)
         kind, self._priority, self._cpu, self._milli = JOBS[number % len(JOBS)]
-        self.promise.kind = kind
+        self._volume = kind if kind in (PER_ALLOC, STICKY) else ""
+        self.promise.kind = "service" if self._volume else kind
         self.promise.may_wait = True
 
     def _job(self, generation: int) -> dict[str, Any]:
@@ -83,9 +90,23 @@ class CrowdedUser(User):
                 group["Disconnect"] = {"LostAfter": 8_000_000_000, "Replace": True}
             if self._entropy.uniform(0, 1) < 0.3:
                 made["AllAtOnce"] = True
+            if self._volume:
+                group["Volumes"] = {"data": _volume(self._volume)}
             if self._entropy.uniform(0, 1) < 0.3:
                 group["EphemeralDisk"] = {"Sticky": True, "SizeMB": 300}
         return made
+
+
+def _volume(kind: str) -> dict[str, Any]:
+    return {
+        "Name": "data",
+        "Type": "host",
+        "Source": DATA if kind == PER_ALLOC else STATE,
+        "PerAlloc": kind == PER_ALLOC,
+        "Sticky": kind == STICKY,
+        "AccessMode": SINGLE_WRITER,
+        "AttachmentMode": FILE_SYSTEM,
+    }
 
 
 async def configure(cluster: SimCluster) -> None:

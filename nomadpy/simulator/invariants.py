@@ -7,6 +7,14 @@ A violation is an exception that says what, where and by how much.
 from __future__ import annotations
 
 from nomadpy.models.allocation import Allocation
+from nomadpy.models.host_volume import (
+    SINGLE_WRITER,
+    access_of,
+    group_of,
+    host_requests,
+    index_of,
+    source_of,
+)
 from nomadpy.models.job import Job
 from nomadpy.scheduler.fit import allocs_fit
 from nomadpy.server.state_check import Verdict
@@ -94,6 +102,9 @@ class Watch:
             self.violations.append(
                 f"node {node.name} is over its capacity at entry {index}: {fit.dimension}"
             )
+        twice = written_twice(snapshot, node_id)
+        if twice:
+            self.violations.append(f"at entry {index} {twice}")
 
     def _elected(self, server: SimServer, leads: bool, term: int) -> None:
         if leads and self._leaders.setdefault(term, server.name) != server.name:
@@ -105,6 +116,22 @@ class Watch:
 def is_live(alloc: Allocation) -> bool:
     """Wanted, and not over."""
     return alloc.desired_status == "run" and alloc.client_status not in OVER
+
+
+def written_twice(snapshot: Snapshot, node_id: str) -> str:
+    """Which volume of a node has two live writers though each asked to be the only one; "" when none."""
+    writers: dict[str, str] = {}
+    for alloc in snapshot.allocs_by_node(node_id):
+        if not is_live(alloc):
+            continue
+        for request in host_requests(group_of(alloc.job, alloc.task_group)):
+            if request.read_only or access_of(request) != SINGLE_WRITER:
+                continue
+            source = source_of(request, index_of(alloc.name))
+            other = writers.setdefault(source, alloc.id)
+            if other != alloc.id:
+                return f"volume {source} of node {node_id} is written by {other} and {alloc.id}"
+    return ""
 
 
 def unsettled(cluster: SimCluster, promises: list[Promise]) -> str:

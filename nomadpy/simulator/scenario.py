@@ -27,6 +27,7 @@ from nomadpy.simulator.invariants import (
     check_promises,
     unsettled,
 )
+from nomadpy.simulator.volumes import VolumeUser, check_volumes
 from nomadpy.simulator.workload import Promise, User
 
 FORM_S = 60.0
@@ -108,6 +109,7 @@ async def _run(
     faults = Faults(cluster, SeededEntropy(f"{seed}-faults"))
     make, count = (CrowdedUser, len(JOBS)) if crowded else (User, 5)
     users = [make(cluster, n, SeededEntropy(f"{seed}-user-{n}")) for n in range(count)]
+    volumes = VolumeUser(cluster, SeededEntropy(f"{seed}-volumes")) if crowded else None
     promises = [user.promise for user in users]
     verdict = Verdict(seed=seed)
     loop = asyncio.get_running_loop()
@@ -121,6 +123,8 @@ async def _run(
             for user in users:
                 group.create_task(user.run(stop), name=user.promise.job_id)
             group.create_task(faults.run(stop), name="faults")
+            if volumes is not None:
+                group.create_task(volumes.run(stop), name="volumes")
             await asyncio.sleep(trouble_s)
             stop.set()
         await faults.heal()
@@ -132,6 +136,8 @@ async def _run(
             await asyncio.sleep(LATE_S)
         await _kept(cluster, promises, watch)
         await _undrain(faults)
+        if volumes is not None and not watch.restores:
+            await volumes.settle()
         for user in users:
             await user.settle()
         await _until(lambda: unsettled(cluster, promises), SETTLE_S, "the cluster to settle")
@@ -141,6 +147,7 @@ async def _run(
         assert process is not None
         verdict.evicted = preempted(process.store.snapshot())
         if crowded:
+            check_volumes(cluster, process.store.snapshot(), restored=bool(watch.restores))
             reason = waits_for_nothing(
                 process.store.snapshot(), promises, process.server.core.clock.now_ns()
             )
