@@ -301,6 +301,15 @@ async def test_volumes_wait_until_every_server_can_read_them() -> None:
         assert node.calls == []
 
 
+async def test_a_request_does_not_say_what_only_servers_know() -> None:
+    async with running() as world, volume_node(world):
+        more = {"deleting": True, "state": "unavailable", "create_index": 7, "modify_time": 7}
+        made = await create(world, asked(**more))
+        assert (made.deleting, made.state) == (False, "ready")
+        assert made.create_index != 7
+        assert made.modify_time > 7
+
+
 # -- register -------------------------------------------------------------------------------------------------
 
 

@@ -242,9 +242,16 @@ class HostVolumes:
                 node_id=volume.node_id,
                 error=error.message,
             )
-        applied = await core.propose(
-            commands.HostVolumeDelete(namespace=namespace, ids=[volume.id])
-        )
+        try:
+            applied = await core.propose(
+                commands.HostVolumeDelete(namespace=namespace, ids=[volume.id])
+            )
+        except NomadError as error:
+            raise IndefiniteError(
+                f"volume {volume.id} is gone from its node, and servers could not forget it: {error.message}. "
+                "Delete it again",
+                status=error.status,
+            ) from error
         return written({"Index": applied.index}, applied.index)
 
     async def delete_claim(self, _: CallContext, request: calls.Write) -> Answer:
@@ -312,9 +319,19 @@ class HostVolumes:
         return _because(error, text)
 
     async def _complete(self, volume: HostVolume) -> Answer:
-        applied = await self._core.propose(
-            commands.HostVolumeUpsert(volumes=[msgspec.structs.replace(volume, state=READY)])
-        )
+        try:
+            applied = await self._core.propose(
+                commands.HostVolumeUpsert(
+                    volumes=[msgspec.structs.replace(volume, state=READY, deleting=False)]
+                )
+            )
+        except NomadError as error:
+            # Not having been written now is definite; the volume is there all the same.
+            raise IndefiniteError(
+                f'volume "{volume.name}" is on node {volume.node_id}, and servers could not write that: {error.message}. '
+                f"It is ready once the node has told them; see volume {volume.id}",
+                status=error.status,
+            ) from error
         await self._core.raft.wait_applied(applied.index, timeout_s=5)
         stored = self._core.snapshot().host_volume(volume.namespace, volume.id)
         return self._answer(stored or volume, applied.index)
@@ -352,6 +369,7 @@ def _asked(request: calls.HostVolumeWrite) -> HostVolume:
         namespace=request.options.namespace,
         state="",
         allocations=None,
+        deleting=False,
         **dict.fromkeys(_NOT_WANTED, 0),
     )
 
