@@ -84,21 +84,47 @@ class Supervised(Protocol):
         ...
 
 
+class Held(msgspec.Struct, frozen=True):
+    """What a task has of one model: thousandths of each device, by id."""
+
+    vendor: str
+    type: str
+    name: str
+    milli: dict[str, int]
+
+    @property
+    def ids(self) -> str:
+        """With commas between them."""
+        return ",".join(self.milli)
+
+    @property
+    def share(self) -> str:
+        """One number where it is the same of each device, else one for each, with commas between them."""
+        amounts = list(self.milli.values())
+        return ",".join(str(one) for one in (amounts[:1] if len(set(amounts)) == 1 else amounts))
+
+
+def held(wanted: Sequence[AllocatedDeviceResource]) -> list[Held]:
+    """What a task was given, model by model: it may have asked several times for the same."""
+    found: dict[tuple[str, str, str], dict[str, int]] = {}
+    for one in wanted:
+        milli = found.setdefault((one.vendor, one.type, one.name), {})
+        for device in one.device_ids or ():
+            milli[device] = milli.get(device, 0) + (one.share or WHOLE)
+    return [Held(*model, milli) for model, milli in found.items()]
+
+
 def generic_env(wanted: Sequence[AllocatedDeviceResource]) -> dict[str, str]:
     """The variables that every task with devices has: NOMAD_DEVICE_VENDOR_TYPE_MODEL with the ids, and for shares
     the same name with _SHARE, in thousandths of each device."""
-    ids: dict[str, list[str]] = {}
-    shares: dict[str, int] = {}
-    for one in wanted:
+    env: dict[str, str] = {}
+    shared = {(one.vendor, one.type, one.name) for one in wanted if one.share}
+    for one in held(wanted):
         name = variable_name(one.vendor, one.type, one.name)
-        mine = ids.setdefault(name, [])
-        mine += [device for device in one.device_ids or () if device not in mine]
-        if one.share:
-            shares[f"{name}_SHARE"] = one.share
-    return {
-        **{name: ",".join(mine) for name, mine in ids.items()},
-        **{name: str(share) for name, share in shares.items()},
-    }
+        env[name] = one.ids
+        if (one.vendor, one.type, one.name) in shared:
+            env[f"{name}_SHARE"] = one.share
+    return env
 
 
 def variable_name(*parts: str) -> str:

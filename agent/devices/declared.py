@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 
-from agent.devices.base import WHOLE, DeviceError, Reservation
+from agent.devices.base import DeviceError, Reservation, held
 from agent.drivers.base import TaskDevice, TaskMount
 from nomadpy.jobspec.interpolate import interpolate
 from nomadpy.models.node import NodeDevice, NodeDeviceLocality, NodeDeviceResource
@@ -60,23 +60,29 @@ class DeclaredPlugin:
         env: dict[str, str] = {}
         mounts: list[TaskMount] = []
         nodes: list[TaskDevice] = []
-        for one in wanted:
+        for one in held(wanted):
             known = self._declared.get((one.vendor, one.type, one.name))
             if known is None:
                 raise DeviceError(
                     f"the configuration declares no devices {one.vendor}/{one.type}/{one.name}"
                 )
             instances = {instance.id: instance for instance in known.instances}
-            ids = one.device_ids or []
-            for device in ids:
+            for device in one.milli:
                 if device not in instances:
                     raise DeviceError(f"the configuration declares no device {device!r}")
-            own = [*known.nodes, *(node for device in ids for node in instances[device].nodes)]
+            own = [
+                *known.nodes,
+                *(node for device in one.milli for node in instances[device].nodes),
+            ]
             missing = await asyncio.to_thread(_missing, own)
             if missing:
                 raise DeviceError(missing)
-            names = {"device.ids": ",".join(ids), "device.share": str(one.share or WHOLE)}
-            env.update({key: interpolate(value, names) for key, value in known.env.items()})
+            names = {"device.ids": one.ids, "device.share": one.share}
+            for key, text in known.env.items():
+                value = interpolate(text, names)
+                # Two models may name their ids in one variable.
+                both = key in env and "${device.ids}" in text
+                env[key] = f"{env[key]},{value}" if both else value
             mounts += known.mounts
             nodes += own
         return Reservation(env=env, mounts=mounts, devices=nodes)

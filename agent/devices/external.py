@@ -79,6 +79,8 @@ class ExternalPlugin:
     async def fingerprint(self) -> list[NodeDeviceResource]:
         """See DevicePlugin."""
         found = await self._ask("fingerprint", {}, wire.Fingerprint)
+        if fault := wire.fault(found):
+            raise DeviceError(f"device plugin {self.name}: {fault}")
         return [wire.node_device(one) for one in found.devices]
 
     async def reserve(self, wanted: Sequence[AllocatedDeviceResource]) -> Reservation:
@@ -225,14 +227,14 @@ class _Session:
                 self.end(await self._farewell())
                 break
             try:
-                self._take(msgspec.json.decode(line, type=wire.Line))
-            except msgspec.MsgspecError as error:
+                self._take(wire.read(line))
+            except ValueError as error:
                 self.end(f"it wrote what is no answer: {error}")
 
     def _take(self, line: wire.Line) -> None:
         if line.event == "changed":
             self._changed()
-        future = self._waiting.get(line.id)
+        future = self._waiting.get(line.id) if line.id is not None else None
         if future is None or future.done():
             return
         if line.error:

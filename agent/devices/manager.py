@@ -32,7 +32,8 @@ FIRST_LOOK_S = 5.0
 LOOK_TIMEOUT_S = 20.0
 STATS_TIMEOUT_S = 5.0
 STATS_AGE_S = 1.0
-_SHORTEST_PAUSE_S = 0.2
+BROKEN_PAUSE_S = 60.0
+_SHORTEST_PAUSE_S = 0.5
 
 _Key = tuple[str, str, str, str]
 
@@ -188,9 +189,19 @@ class Devices:
         async with asyncio.TaskGroup() as group:
             for plugin in self._plugins:
                 if isinstance(plugin, Supervised):
-                    wake = self._wake[plugin.name].set
-                    group.create_task(plugin.run(wake), name=f"device plugin {plugin.name}")
+                    group.create_task(
+                        self._supervise(plugin, plugin.name), name=f"device plugin {plugin.name}"
+                    )
                 group.create_task(self._watch(plugin, changed), name=f"devices {plugin.name}")
+
+    async def _supervise(self, plugin: Supervised, name: str) -> None:
+        while True:
+            try:
+                await plugin.run(self._wake[name].set)
+            except Exception:
+                log.exception("a device plugin broke", plugin=name)
+            self._wake[name].set()
+            await asyncio.sleep(BROKEN_PAUSE_S)
 
     async def close(self) -> None:
         """Release what the plugins hold; tasks go on."""

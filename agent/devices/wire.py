@@ -14,7 +14,7 @@ Attributes and figures may be numbers, truth values or text; a text like `16 GiB
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -27,16 +27,17 @@ from nomadpy.models.stats import DeviceGroupStats, DeviceStats, StatObject, Stat
 
 PROTOCOL = 1
 
-Value = bool | int | float | str
+Whole = Annotated[int, msgspec.Meta(ge=-(2**53), le=2**53)]
+Value = bool | Whole | float | str
 
 
 class Line(msgspec.Struct, frozen=True):
-    """One line of the program."""
+    """One line of the program. null is as good as nothing here, and everywhere in results."""
 
-    id: int = 0
+    id: int | None = None
     result: Any = None
-    error: str = ""
-    event: str = ""
+    error: str | None = None
+    event: str | None = None
 
 
 class Instance(msgspec.Struct, frozen=True):
@@ -92,7 +93,7 @@ class Figure(msgspec.Struct, frozen=True):
     """One measured value, maybe out of a most."""
 
     value: Value
-    of: int | float | None = None
+    of: Whole | float | None = None
     unit: str = ""
     desc: str = ""
 
@@ -117,6 +118,43 @@ class Stats(msgspec.Struct, frozen=True):
     """The answer to `stats`."""
 
     devices: list[GroupStats] = []
+
+
+def read(line: bytes) -> Line:
+    """What the program wrote. Raises ValueError."""
+    try:
+        found = msgspec.json.decode(line, type=Line)
+        return msgspec.structs.replace(found, result=without_nulls(found.result))
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise ValueError(str(error)) from error
+    except RecursionError as error:
+        raise ValueError("it is nested too deep") from error
+
+
+def without_nulls(value: Any) -> Any:
+    """The same without what is null in objects."""
+    if isinstance(value, dict):
+        return {key: without_nulls(inner) for key, inner in value.items() if inner is not None}
+    if isinstance(value, list):
+        return [without_nulls(inner) for inner in value]
+    return value
+
+
+def fault(found: Fingerprint) -> str:
+    """What is wrong with devices that have the right shape, or ""."""
+    seen: set[tuple[str, str, str, str]] = set()
+    for group in found.devices:
+        name = f"{group.vendor}/{group.type}/{group.name}"
+        if not all((group.vendor, group.type, group.name)) or "/" in group.vendor + group.type:
+            return f"{name!r} is not vendor, type and model"
+        for one in group.instances:
+            key = (group.vendor, group.type, group.name, one.id)
+            if not one.id or "," in one.id or key in seen:
+                return (
+                    f"{name} has a device {one.id!r} without a name, with a comma in it, or twice"
+                )
+            seen.add(key)
+    return ""
 
 
 def asked(one: AllocatedDeviceResource) -> dict[str, Any]:

@@ -66,7 +66,8 @@ def device_faults(name: str, device: Device) -> list[str]:
         {one for one in device.ids if device.ids.count(one) > 1 or one in device.instance}
     )
     faults += [f"names the device {one!r} twice" for one in twice]
-    faults += ["has a device without a name"] * ("" in device.instances)
+    if any(not one or "," in one for one in device.instances):
+        faults.append("has a device without a name, or with a comma in it")
     if not device.permissions or set(device.permissions) - set("rwm"):
         faults.append(f"permissions are letters of rwm, not {device.permissions!r}")
     for node in (

@@ -174,6 +174,7 @@ def capacity(node: Node) -> Capacity:
         memory -= keep.memory.memory_mb
         disk -= keep.disk.disk_mb
         cores -= frozenset(keep.cpu.reserved_cpu_cores or ())
+    numa = numa_nodes(node)
     return Capacity(
         cpu,
         memory,
@@ -181,8 +182,8 @@ def capacity(node: Node) -> Capacity:
         cores,
         node.node_max_allocs,
         per_core,
-        device_groups(have.devices, bus_nodes(node)) if have.devices else (),
-        numa_nodes(node),
+        device_groups(have.devices, bus_nodes(node, numa)) if have.devices else (),
+        numa,
     )
 
 

@@ -23,13 +23,14 @@ _Pins = dict[str, int]
 """Task to the NUMA node that it is to have; those left out take what they get."""
 
 
-def bus_nodes(node: Node) -> Mapping[str, int] | int:
-    """The NUMA node of each PCI bus id; one number where the node has only one NUMA node, and all is on it."""
+def bus_nodes(node: Node, places: Mapping[int, int]) -> Mapping[str, int] | int:
+    """The NUMA node of each PCI bus id; one number where the node has only one NUMA node, and all is on it.
+
+    places: the NUMA node of each core.
+    """
     resources = node.node_resources
     topology = resources.processors.topology if resources is not None else None
-    there = set((topology.nodes if topology else None) or ()) or set(
-        cores.numa_nodes(node).values()
-    )
+    there = set((topology.nodes if topology else None) or ()) or set(places.values())
     if len(there) < 2:
         return min(there, default=0)
     found = (topology.bus_associativity if topology else None) or {}

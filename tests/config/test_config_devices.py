@@ -122,6 +122,7 @@ def test_a_wrong_setting_of_nvidias_plugin_is_named(setting: str) -> None:
         ('device "a/b/c" { ids = ["x", "x"] }', "names the device 'x' twice"),
         ('device "a/b/c" {\n ids = ["x"]\n instance "x" {}\n }', "names the device 'x' twice"),
         ('device "a/b/c" { ids = [""] }', "device without a name"),
+        ('device "a/b/c" { ids = ["x,y"] }', "with a comma in it"),
         ('device "a/b/c" {\n ids = ["x"]\n permissions = "x"\n }', "letters of rwm"),
         ('device "a/b/c" {\n ids = ["x"]\n device_nodes = ["dev"]\n }', "absolute path"),
         ('device "a/b/c" {\n ids = ["x"]\n mount "rel" {}\n }', "absolute paths"),

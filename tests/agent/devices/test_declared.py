@@ -90,6 +90,31 @@ async def test_a_task_gets_the_nodes_of_its_devices_only_and_what_all_share() ->
     assert both.env["ACME_SHARE"] == "1000"
 
 
+async def test_a_task_that_asks_twice_is_told_all_it_has() -> None:
+    twice = [given("g1", share=250), given("g2", share=250), given("g1", share=500)]
+    found = await plugin().reserve(twice)
+    assert found.env == {"ACME_VISIBLE": "g1,g2", "ACME_SHARE": "750,250", "MODE": "x"}
+    assert generic_env(twice) == {
+        "NOMAD_DEVICE_ACME_GPU_T4": "g1,g2",
+        "NOMAD_DEVICE_ACME_GPU_T4_SHARE": "750,250",
+    }
+
+
+async def test_two_models_may_name_their_devices_in_one_variable() -> None:
+    models = [
+        DeclaredDevices(
+            vendor="acme",
+            type="gpu",
+            name=name,
+            instances=[DeclaredInstance(id=f"{name}-1")],
+            env={"ACME_VISIBLE": "${device.ids}", "MODE": name},
+        )
+        for name in ("T4", "A1")
+    ]
+    found = await DeclaredPlugin(models).reserve([given("T4-1"), given("A1-1", name="A1")])
+    assert found.env == {"ACME_VISIBLE": "T4-1,A1-1", "MODE": "A1"}
+
+
 async def test_what_the_configuration_does_not_declare_cannot_be_reserved(tmp_path: Path) -> None:
     with pytest.raises(DeviceError, match="declares no device 'g9'"):
         await plugin().reserve([given("g9")])

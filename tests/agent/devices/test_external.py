@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import signal
 import sys
@@ -11,9 +12,13 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from agent_world import LoopClock
+from hypothesis import given
+from hypothesis import strategies as st
 
+from agent.devices import wire
 from agent.devices.base import DeviceError
 from agent.devices.external import MAX_LINE, ExternalPlugin, ExternalSettings
 from agent.devices.manager import Devices
@@ -94,7 +99,7 @@ def is_sick(device: NodeDevice) -> bool:
     return not device.healthy
 
 
-def given(device: str) -> AllocatedDeviceResource:
+def one_of(device: str) -> AllocatedDeviceResource:
     return AllocatedDeviceResource(
         vendor="example", type="file", name="plain", device_ids=[device], share=500
     )
@@ -112,7 +117,7 @@ async def test_the_sample_tells_reserves_and_measures_its_devices(tmp_path: Path
             ("one", True, ""),
             ("two", False, "the file says so"),
         ]
-        found = await host.devices.reserve([given("one")])
+        found = await host.devices.reserve([one_of("one")])
         assert found.env == {
             "NOMAD_DEVICE_EXAMPLE_FILE_PLAIN": "one",
             "NOMAD_DEVICE_EXAMPLE_FILE_PLAIN_SHARE": "500",
@@ -121,7 +126,7 @@ async def test_the_sample_tells_reserves_and_measures_its_devices(tmp_path: Path
         assert [(m.host_path, m.task_path) for m in found.mounts] == [
             (f"{tmp_path}/one", "/devices/one")
         ]
-        (measured,) = await host.devices.task_stats([given("one")]) or []
+        (measured,) = await host.devices.task_stats([one_of("one")]) or []
         assert list(measured.instance_stats or {}) == ["one"]
         summary = (measured.instance_stats or {})["one"].summary
         assert summary is not None
@@ -130,7 +135,7 @@ async def test_the_sample_tells_reserves_and_measures_its_devices(tmp_path: Path
         host.plugin._settings = settings(SAMPLE, interval_s=1000)
         (tmp_path / "one").unlink()
         with pytest.raises(DeviceError, match="device one is gone"):
-            await host.plugin.reserve([given("one")])
+            await host.plugin.reserve([one_of("one")])
         pid = host.plugin.pid
     assert not Path(f"/proc/{pid}").exists()
 
@@ -146,7 +151,7 @@ async def test_a_program_that_is_killed_leaves_sick_devices_and_is_started_again
         device = await host.until(is_sick)
         assert device.health_description == "device plugin outer is not running"
         with pytest.raises(DeviceError, match="not running"):
-            await host.plugin.reserve([given("d")])
+            await host.plugin.reserve([one_of("d")])
         await host.until(is_healthy)
         assert host.plugin.pid not in (0, first)
         assert host.changes == 3
@@ -179,13 +184,19 @@ for line in sys.stdin:
     [
         ("'no json'", "it wrote what is no answer"),
         ("'[1]'", "it wrote what is no answer"),
+        ("""'{"id": 1, "error": "' + chr(0xDCFF) + '"}'""", "it wrote what is no answer"),
+        ("""'{"result": ' + '[' * 100000 + ']' * 100000 + '}'""", "it is nested too deep"),
+        ("""'{"result": ' + '[' * 900 + ']' * 900 + '}'""", "it is nested too deep"),
         (f"'x' * {MAX_LINE + 10}", "it wrote a line longer than"),
     ],
 )
 async def test_a_program_that_says_what_it_must_not_is_ended(
     program: Callable[[str], Path], line: str, reason: str
 ) -> None:
-    script = program(f"sys.stdout.write({line} + '\\n')\nsys.stdout.flush()\ntime.sleep(1000)\n")
+    script = program(
+        "sys.stdout.reconfigure(errors='surrogateescape')\n"
+        f"sys.stdout.write({line} + '\\n')\nsys.stdout.flush()\ntime.sleep(1000)\n"
+    )
     plugin = ExternalPlugin(settings(script), LoopClock(), SeededEntropy(1))
     async with asyncio.timeout(30):
         assert reason in await plugin._live(lambda: None)
@@ -237,6 +248,57 @@ for line in sys.stdin:
             await plugin.fingerprint()
         assert plugin.pid
         task.cancel()
+
+
+@pytest.mark.parametrize(
+    "group",
+    [
+        {"vendor": "", "type": "t", "name": "m", "instances": []},
+        {"vendor": "a/b", "type": "t", "name": "m", "instances": []},
+        {"vendor": "v", "type": "t", "name": "m", "instances": [{"id": ""}]},
+        {"vendor": "v", "type": "t", "name": "m", "instances": [{"id": "a,b"}]},
+        {"vendor": "v", "type": "t", "name": "m", "instances": [{"id": "a"}, {"id": "a"}]},
+    ],
+)
+def test_devices_without_a_name_of_their_own_are_refused(group: dict[str, Any]) -> None:
+    assert wire.fault(msgspec.convert({"devices": [group]}, wire.Fingerprint))
+
+
+async def test_a_program_may_write_null_for_what_it_does_not_know(
+    program: Callable[[str], Path],
+) -> None:
+    script = program("""
+for line in sys.stdin:
+    one = {"id": "d", "healthy": None, "pci_bus_id": None}
+    group = {"vendor": "v", "type": "t", "name": "m", "instances": [one], "attributes": {"a": None, "b": 1}}
+    answer(json.loads(line), error=None, event=None, result={"devices": [group]})
+""")
+    host = Host(settings(script, interval_s=1000))
+    async with host.running():
+        await host.until(is_healthy)
+        (group,) = host.devices.groups() or []
+        assert group.attributes == {"b": Attribute(int_val=1)}
+
+
+@given(
+    line=st.one_of(
+        st.binary(max_size=60),
+        st.recursive(
+            st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+            lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+            max_leaves=8,
+        ).map(lambda value: json.dumps({"id": 1, "result": value}).encode()),
+    )
+)
+def test_whatever_a_program_writes_is_an_answer_or_a_fault_and_nothing_else(line: bytes) -> None:
+    try:
+        answer = wire.read(line)
+        for kind in (wire.Fingerprint, wire.Reserved, wire.Stats):
+            found = msgspec.convert(answer.result, kind)
+            if isinstance(found, wire.Fingerprint) and not wire.fault(found):
+                msgspec.msgpack.encode([wire.node_device(one) for one in found.devices])
+    except ValueError:
+        return
 
 
 async def test_a_program_may_ask_for_a_look_and_answer_in_any_order(

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 import pytest
 from agent_world import LoopClock
 from device_world import Scripted, given
 
 from agent.devices.base import DeviceError, Reservation
-from agent.devices.manager import FIRST_LOOK_S, STATS_AGE_S, Devices
+from agent.devices.manager import BROKEN_PAUSE_S, FIRST_LOOK_S, STATS_AGE_S, Devices
 from nomadpy.models.node import (
     NodeProcessors,
     NodeResources,
@@ -85,6 +85,28 @@ async def test_devices_of_a_plugin_that_fails_are_known_and_sick_until_it_works_
         await asyncio.sleep(plugin.interval_s * 3)
         assert plugin.looks > looks
         assert len(changes) == 4
+
+
+class Lively(Scripted):
+    """A plugin with a life of its own, which breaks at first."""
+
+    lives = 0
+
+    async def run(self, changed: Callable[[], None]) -> None:
+        self.lives += 1
+        if self.lives == 1:
+            raise ZeroDivisionError
+        changed()
+        await asyncio.Event().wait()
+
+
+async def test_a_plugin_whose_life_breaks_gets_another_and_the_node_goes_on() -> None:
+    lively = Lively("X", "a")
+    devices = Devices([lively, Scripted("Y", "b")], LoopClock())
+    async with running(devices):
+        assert health(devices) == {"a": True, "b": True}
+        await asyncio.sleep(BROKEN_PAUSE_S + 1)
+        assert lively.lives == 2
 
 
 async def test_a_slow_plugin_keeps_the_node_back_for_a_while_only() -> None:
