@@ -136,7 +136,7 @@ class HostVolumes:
         check(volume, registering=False)
         before = self._known(volume)
         if before is None:
-            volume = await self._begin(
+            volume, tried = await self._begin(
                 msgspec.structs.replace(volume, capacity_bytes=0), request, needs_plugin=True
             )
             if volume.state != PENDING:
@@ -144,7 +144,7 @@ class HostVolumes:
                 return self._answer(volume, volume.modify_index)
         else:
             check_change(before, volume)
-            volume = _changed(before, volume)
+            volume, tried = _changed(before, volume), False
         try:
             reply: calls.ClientHostVolumeCreateReply = await self._router.call(
                 "ClientHostVolume.Create",
@@ -161,7 +161,7 @@ class HostVolumes:
                 timeout_s=NODE_TIMEOUT_S,
             )
         except NomadError as error:
-            raise await self._not_made(volume, error, new=before is None) from error
+            raise await self._not_made(volume, error, new=before is None, tried=tried) from error
         return await self._complete(
             msgspec.structs.replace(
                 volume, host_path=reply.host_path, capacity_bytes=reply.capacity_bytes
@@ -174,12 +174,15 @@ class HostVolumes:
         check(volume, registering=True)
         before = self._known(volume)
         if before is None:
-            volume = await self._begin(volume, request, needs_plugin=False)
+            volume, tried = await self._begin(volume, request, needs_plugin=False)
             if volume.state != PENDING:
                 return self._answer(volume, volume.modify_index)
         else:
             check_change(before, volume)
-            volume = _changed(before, volume, path=volume.host_path, capacity=volume.capacity_bytes)
+            volume, tried = (
+                _changed(before, volume, path=volume.host_path, capacity=volume.capacity_bytes),
+                False,
+            )
         try:
             await self._router.call(
                 "ClientHostVolume.Register",
@@ -195,7 +198,7 @@ class HostVolumes:
                 timeout_s=NODE_TIMEOUT_S,
             )
         except NomadError as error:
-            raise await self._not_made(volume, error, new=before is None) from error
+            raise await self._not_made(volume, error, new=before is None, tried=tried) from error
         return await self._complete(volume)
 
     async def delete(self, _: CallContext, request: calls.Write) -> Answer:
@@ -276,13 +279,13 @@ class HostVolumes:
 
     async def _begin(
         self, volume: HostVolume, request: calls.HostVolumeWrite, *, needs_plugin: bool
-    ) -> HostVolume:
-        """Choose the node of a new volume and write it; a request that is sent again gets what it made the first time."""
+    ) -> tuple[HostVolume, bool]:
+        """Choose the node of a new volume and write it; a request that is sent again gets what it made the first time, and True."""
         core, request_id = self._core, request.options.request_id
         volume_id = _id_of(request_id) if request_id else core.entropy.uuid()
         known = core.snapshot().host_volume(volume.namespace, volume_id)
         if known is not None:
-            return known
+            return known, True
         node = place(core.snapshot(), volume, needs_plugin=needs_plugin)
         volume = msgspec.structs.replace(
             volume, id=volume_id, node_id=node.id, node_pool=node.node_pool, state=PENDING
@@ -296,19 +299,24 @@ class HostVolumes:
             raise InvalidRequestError(
                 "the volume of an earlier try of this request was taken back: send a new request"
             )
-        return known
+        return known, False
 
-    async def _not_made(self, volume: HostVolume, error: NomadError, *, new: bool) -> NomadError:
-        """Take back what was written for a volume that the node did not make; return what to tell."""
+    async def _not_made(
+        self, volume: HostVolume, error: NomadError, *, new: bool, tried: bool
+    ) -> NomadError:
+        """Take back what was written for a volume that the node did not make; return what to tell.
+
+        tried: the node had been asked before, so that it may have made the volume whatever it says now.
+        """
         text = f'volume "{volume.name}" was not made: node {volume.node_id} said: {error.message}'
         if not new:
             return _because(error, f"{text}. The volume is as it was")
-        if isinstance(error, IndefiniteError):
+        if tried or isinstance(error, IndefiniteError):
             # Forgotten now and made after all, it would lie on the node with nobody knowing of it.
-            return _because(
-                error,
+            return IndefiniteError(
                 f'volume "{volume.name}" is not known to be made: node {volume.node_id} said: {error.message}. '
                 f"It is ready once the node has it; if it stays pending, delete volume {volume.id}",
+                status=error.status,
             )
         try:
             await self._core.propose(
