@@ -6,17 +6,18 @@ import asyncio
 import time
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.drivers.base import DriverFingerprint
 from agent.drivers.registry import build
-from agent.fingerprint import host, network, run
+from agent.fingerprint import cpu, host, network, run
 from agent.fingerprint.parts import FingerprintConfig, Part, format_ids, parse_ids
 from agent.fingerprint.run import FINGERPRINTERS, HostFingerprint, merge
 from nomadpy.clock import SystemClock
-from nomadpy.models.node import HostNetworkInfo, HostVolumeInfo
+from nomadpy.models.node import HostNetworkInfo, HostVolumeInfo, NodeTopology
 
 # Names of a recorded node that describe Nomad's own plugins, the drivers we do not have, or the kernel's features.
 EXPECTED = (
@@ -155,3 +156,18 @@ def test_lists_of_cores_have_one_reading(ids: list[int]) -> None:
 def test_signals_are_names_without_repetition() -> None:
     assert len(set(host.SIGNALS)) == len(host.SIGNALS) == 28
     assert asyncio.iscoroutinefunction(run.HostFingerprint.look)
+
+
+def test_pci_buses_are_told_with_their_numa_node_where_the_kernel_knows_it(tmp_path: Path) -> None:
+    for bus, node in (("0000:3b:00.0", "0\n"), ("0000:af:00.0", "1\n"), ("0000:00:1f.0", "-1\n")):
+        (tmp_path / bus).mkdir()
+        (tmp_path / bus / "numa_node").write_text(node)
+    (tmp_path / "0000:d8:00.0").mkdir()
+    assert cpu._buses(str(tmp_path)) == {"0000:3b:00.0": 0, "0000:af:00.0": 1}
+    assert cpu._buses(f"{tmp_path}/none") == {}
+
+
+def test_a_node_without_known_buses_looks_as_nomads_does() -> None:
+    assert "BusAssociativity" not in msgspec.to_builtins(NodeTopology())
+    told = NodeTopology(bus_associativity={"0000:3b:00.0": 1})
+    assert msgspec.to_builtins(told)["BusAssociativity"] == {"0000:3b:00.0": 1}
