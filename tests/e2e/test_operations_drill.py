@@ -24,6 +24,7 @@ from real_cluster import Json, RealCluster, group, job, shell
 import nomadpy
 from nomadpy.demo.client import ApiError, until
 from nomadpy.demo.cluster import Daemon
+from nomadpy.fsm.formats import HIGHEST
 
 pytestmark = [pytest.mark.real_time, pytest.mark.slow]
 
@@ -293,7 +294,7 @@ def older_version(folder: Path) -> dict[str, str]:
         shutil.copytree(source / package, folder / package, ignore=ignored)
     for file, was, becomes in (
         ("nomadpy/__init__.py", f'"{nomadpy.__version__}"', f'"{OLD_VERSION}"'),
-        ("nomadpy/fsm/formats.py", "HIGHEST = 2", "HIGHEST = 1"),
+        ("nomadpy/fsm/formats.py", f"HIGHEST = {HIGHEST}", "HIGHEST = 1"),
     ):
         text = (folder / file).read_text(encoding="utf-8")
         assert was in text
@@ -360,10 +361,10 @@ def test_servers_are_upgraded_one_by_one_and_do_not_go_back(tmp_path: Path) -> N
                 until(
                     lambda n=before: len(writers.acknowledged) > n + 10, seconds=60, what="writes"
                 )  # type: ignore[misc]
-            now = (nomadpy.__version__, "2")
+            now = (nomadpy.__version__, str(HIGHEST))
             until(lambda: set(versions(cluster).values()) == {now}, seconds=60, what="the format")
             told = cluster.command(cluster.servers[0], "agent-info")
-            assert "log_format = 2" in " ".join(told.split())
+            assert f"log_format = {HIGHEST}" in " ".join(told.split())
 
             # One goes back: the others go on, and it says what to do.
             back = cluster.servers[2]

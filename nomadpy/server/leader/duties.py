@@ -22,6 +22,7 @@ from nomadpy.fsm.commands import (
 from nomadpy.models.allocation import Allocation
 from nomadpy.models.evaluation import Evaluation
 from nomadpy.models.gotime import from_ns
+from nomadpy.models.host_volume import READY
 from nomadpy.models.node import Node, NodeEvent
 from nomadpy.models.operator import (
     AutopilotConfiguration,
@@ -167,9 +168,9 @@ class LeaderDuties:
                 self.deployments.changed(after.id)
             elif change.table == "variables":
                 self.locks.changed(before, after)
-            elif (change.table == "host_volumes" and after is not None) or (
-                change.table == "task_group_host_volume_claims" and after is None
-            ):
+            elif (
+                change.table == "host_volumes" and after is not None and after.state == READY
+            ) or (change.table == "task_group_host_volume_claims" and after is None):
                 # What waited for a volume, or for the only one that it might go to.
                 for evaluation in self.blocked.unblock_all(changes.index):
                     self._enqueue(evaluation)
