@@ -95,6 +95,7 @@ class GroupPlacer:
         self.feasibility = known.feasibility.copy()
         self._filtered = known.filtered
         self._affinity = known.affinity
+        self._packing_only = not (self._affinity or self._spreads or self.ask.prefers_devices)
         self._excluded = Refusals()
         self._penalised: frozenset[int] = frozenset()
         # The standing speaks for the places that are not in `_moved`, `_own` for those that are.
@@ -373,8 +374,10 @@ class GroupPlacer:
         state = self._cluster.state(index)
         self._told.pop(index, None)
         self._scored.pop(index, None)
-        self._exhausted.discard(index, state.node)
-        self._excluded.discard(index, state.node)
+        if self._exhausted.count:
+            self._exhausted.discard(index, state.node)
+        if self._excluded.count:
+            self._excluded.discard(index, state.node)
         if self._rules:
             problem = self._rule(state)
             if problem:
@@ -402,14 +405,20 @@ class GroupPlacer:
 
     def _score(self, state: NodeState) -> float:
         """The average of the parts; `_parts` names them, and they are kept for `_metrics`."""
-        if not (
-            state.groups.get(self._group.name)
-            or self._affinity
-            or self._penalised
-            or self._spreads
-            or self.ask.prefers_devices
-        ):
-            return self._packing(state)
+        if self._packing_only and not self._penalised:
+            packing = self._packing(state)
+            same = state.groups.get(self._group.name)
+            if not same:
+                return packing
+            # The shape of nearly every pass; as `combine` of `_parts` would say it.
+            apart = anti_affinity(same, self._group.count)
+            self._scored[state.index] = {
+                BINPACK: packing,
+                JOB_ANTI_AFFINITY: apart,
+                NODE_AFFINITY: 0.0,
+                RESCHEDULE_PENALTY: 0.0,
+            }
+            return (packing + apart) / 2
         parts = self._parts(state)
         if not self._spreads:
             self._scored[state.index] = parts
@@ -435,12 +444,13 @@ class GroupPlacer:
         """top: keys of the nodes that are told of."""
         if self._spreads:
             self._told.clear()
+        known = self._told
         scores: list[NodeScoreMeta] = []
         for negative, index in top:
-            told = self._told.get(index)
+            told = known.get(index)
             if told is None:
                 state = self._cluster.state(index)
-                told = self._told[index] = NodeScoreMeta(
+                told = known[index] = NodeScoreMeta(
                     node_id=state.node.id,
                     scores=self._scored.get(index) or self._parts(state),
                     norm_score=-negative,
