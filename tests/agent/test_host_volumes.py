@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sqlite3
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -383,3 +384,64 @@ async def test_a_plugin_that_hangs_at_the_start_does_not_keep_the_node_away(
             await again.until_restored()
         assert again.offered() == {}
         task.cancel()
+
+
+CHURN = """
+import asyncio, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[2])
+from agent.local_state import SQLiteState
+from test_host_volumes import Node, create, delete
+
+async def main():
+    folder = Path(sys.argv[1])
+    node = Node(folder, SQLiteState(folder / "client.db"))
+    async with node.agent() as volumes:
+        number = int(sys.argv[3])
+        while True:
+            number += 1
+            volume_id, name = f"{number:08d}-0000-4000-8000-000000000000", f"v{number}"
+            print("begin", name, flush=True)
+            await volumes.create(None, create(volume_id, name))
+            print("made", name, flush=True)
+            if number % 2:
+                await volumes.delete(None, delete(volume_id, name))
+                print("deleted", name, flush=True)
+
+asyncio.run(main())
+"""
+
+
+async def test_every_answer_holds_whenever_the_agent_is_killed(tmp_path: Path) -> None:
+    said: list[str] = []
+    for round_ in range(6):
+        agent = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-c", CHURN, str(tmp_path), os.path.dirname(__file__)),
+            str(1000 * round_),
+            stdout=asyncio.subprocess.PIPE,
+        )
+        assert agent.stdout is not None
+        async with asyncio.timeout(60):
+            said += [(await agent.stdout.readline()).decode() for _ in range(9 + round_)]
+        agent.kill()
+        said += (await agent.stdout.read()).decode().splitlines()
+        await agent.wait()
+    words = [line.split() for line in said if line.strip()]
+    begun, made, deleted = (
+        {name for word, name in words if word == which} for which in ("begin", "made", "deleted")
+    )
+    # Whose deletion may have begun: it may be there or not.
+    unsure = {name for name in made if int(name[1:]) % 2} - deleted
+    assert len(made) > 12
+    state = SQLiteState(tmp_path / "client.db")
+    async with Node(tmp_path, state).agent() as volumes:
+        offered = volumes.offered()
+        assert made - deleted - unsure <= set(offered) <= begun - deleted
+        assert all(Path(volume.path).is_dir() for volume in offered.values())
+        for record in await state.volumes():
+            await volumes.delete(None, delete(record.id, record.name))
+        assert volumes.offered() == {}
+    await state.close()
+    # Directories of creates that nobody heard the end of: at most one for each death.
+    left = [path for path in (tmp_path / "volumes").iterdir() if path.name != ".removed"]
+    assert len(left) <= 6
