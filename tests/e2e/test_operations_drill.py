@@ -394,7 +394,7 @@ def test_servers_are_upgraded_one_by_one_and_do_not_go_back(tmp_path: Path) -> N
             back.start(env=old)
             assert back.process is not None
             assert back.process.wait(30) == 1
-            refusal = "Error starting the agent: the raft snapshot is of log format 2"
+            refusal = f"Error starting the agent: the raft snapshot is of log format {HIGHEST}"
             assert refusal in back.log_text().replace("\n", " ")
             back.start()
             wait_caught_up(cluster, back)
