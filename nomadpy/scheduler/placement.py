@@ -8,7 +8,6 @@ chosen node only; a node that lacks them is set aside and the next best is taken
 from __future__ import annotations
 
 from collections.abc import Collection
-from itertools import islice
 
 import msgspec
 
@@ -326,12 +325,12 @@ class GroupPlacer:
         if passed == end or (len(top) == _TOP_SCORES and top[-1] < base[passed]):
             return top
         wanted = _TOP_SCORES
-        for key in islice(base, passed, None):
+        while wanted and passed < end:
+            key = base[passed]
+            passed += 1
             if key[1] not in moved:
                 top.append(key)
                 wanted -= 1
-                if not wanted:
-                    break
         top.sort()
         return top[:_TOP_SCORES]
 
