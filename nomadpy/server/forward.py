@@ -40,7 +40,7 @@ log = logs.get(__name__)
 Handler = Callable[[CallContext, Any], Awaitable[Any]]
 
 CALL_TIMEOUT_S = 15.0
-NODE_TIMEOUT_S = 60.0
+NODE_TIMEOUT_S = 75.0
 RETRY_S = 0.1
 LOOK_S = 0.25
 CATCH_UP_S = 2.0

@@ -30,6 +30,7 @@ DATA, STATE = "data", "state"
 WANTED = ((f"{DATA}[0]", 0), (f"{DATA}[1]", 1), (f"{DATA}[2]", 2), (STATE, 3), (STATE, 4))
 """Volumes that jobs use, and the numbers of the nodes that have them."""
 CALL_TIMEOUT_S = 20.0
+TAKEN_BACK = "earlier try of this request was taken back"
 
 
 class VolumeUser:
@@ -40,6 +41,7 @@ class VolumeUser:
         self._entropy = entropy
         self._requests: dict[tuple[str, int], str] = {}
         self._made: dict[tuple[str, int], str] = {}
+        self._unsure: set[str] = set()  # requests of which some try had no certain answer
         self._scratch = 0
         self._last = ""
 
@@ -84,10 +86,13 @@ class VolumeUser:
         )
         if isinstance(answer, NomadError):
             if not isinstance(answer, DefiniteError):
-                return
-            # Nothing was made, so the next try is a new request.
-            self._requests[key] = self._entropy.uuid()
-        elif answer is not None:
+                self._unsure.add(request_id)
+            elif request_id not in self._unsure or TAKEN_BACK in answer.message:
+                # Nothing was made, so the next try is a new request.
+                self._requests[key] = self._entropy.uuid()
+        elif answer is None:
+            self._unsure.add(request_id)
+        else:
             made = msgspec.json.decode(answer.body, type=HostVolumeWritten)
             assert made.volume is not None
             self._made[key] = made.volume.id

@@ -36,8 +36,8 @@ from nomadpy.state.store import Snapshot
 
 log = logs.get(__name__)
 
-NODE_TIMEOUT_S = 60.0
-"""A plugin may make a file system; the api waits as long for its answer."""
+NODE_TIMEOUT_S = 75.0
+"""A plugin may make a file system and has a minute for it; so its own word about that comes first."""
 
 _NOT_WANTED = ("create_index", "modify_index", "create_time", "modify_time")
 
