@@ -27,6 +27,7 @@ from nomadpy.models.what_if import RebalanceRequest
 from nomadpy.scheduler.explain import explain_job
 from nomadpy.scheduler.rebalance import rebalance
 from nomadpy.server.leader.plan_applier import check_plan
+from nomadpy.state import plan_results
 
 ALL = (
     "single-node-reader-only",
@@ -449,3 +450,38 @@ def test_who_comes_after_a_holder_goes_to_its_volume_or_nowhere(
         decide()
     for alloc in world.live(job):
         assert "data" in names[alloc.node_id]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    nodes=st.integers(1, 3),
+    made=st.lists(
+        st.tuples(st.sampled_from(ALL[1:]), st.booleans(), st.integers(1, 3)),
+        min_size=2,
+        max_size=5,
+    ),
+)
+def test_plans_of_one_snapshot_never_give_a_volume_to_two_where_one_must_write_alone(
+    nodes: int, made: list[tuple[str, bool, int]]
+) -> None:
+    world = world_of(*(f"n{number}" for number in range(nodes)))
+    jobs = [
+        world.register(user(f"job{number}", count=count, access_mode=mode, sticky=held))
+        for number, (mode, held, count) in enumerate(made)
+    ]
+    plans = [world.decide(world.evaluation(job)).plan for job in jobs]
+    for plan in plans:
+        if plan is not None:
+            committed, rejected = check_plan(world.snapshot, plan)
+            event("a late plan is refused in part" if rejected else "a plan holds")
+            with world.transaction() as tx:
+                assert plan_results.upsert(tx, [committed]) == [""]
+    for number in range(nodes):
+        modes = [
+            request.access_mode
+            for alloc in world.snapshot.allocs_by_node(f"n{number}")
+            if alloc.job is not None
+            for group in alloc.job.task_groups or []
+            for request in (group.volumes or {}).values()
+        ]
+        assert len(modes) < 2 or "single-node-single-writer" not in modes

@@ -182,6 +182,27 @@ async def test_a_request_that_is_sent_again_makes_one_volume() -> None:
         assert len(node.calls) == 1
 
 
+@pytest.mark.parametrize("power", [False, True])
+async def test_a_volume_outlives_the_leader_that_was_making_it(power: bool) -> None:
+    async with running(3) as world, volume_node(world) as node:
+        node.hold = asyncio.Event()
+        old, asked_of = world.leading, world.followers[0]
+        request = calls.HostVolumeWrite(volume=asked(), options=WriteOptions())
+        async with asyncio.TaskGroup() as group:
+            answer = group.create_task(world.call("HostVolume.Create", request, at=asked_of))
+            while not node.calls:
+                await asyncio.sleep(0.01)
+            await old.crash(power=power)
+            await world.has_leader(not_=old.process)
+            node.hold.set()
+        made = msgspec.convert(body(answer.result())["Volume"], HostVolume)
+        # The same volume was asked for again, and the node answers for what it has.
+        assert {request.id for _, request in node.calls} == {made.id}
+        assert len(node.calls) > 1
+        assert stored(world) == [made]
+        assert made.state == "ready"
+
+
 async def test_the_node_with_the_fewest_volumes_is_chosen_of_those_that_will_do() -> None:
     async with (
         running() as world,
