@@ -8,10 +8,13 @@ from nomadpy.api import bodies
 from nomadpy.api.context import Api, Route
 from nomadpy.api.errors import text_response
 from nomadpy.api.reads import read, write
-from nomadpy.api.request import body_of, write_options
+from nomadpy.api.request import body_of, flags, write_options
 from nomadpy.api.response import write_response
 from nomadpy.errors import InvalidRequestError
 from nomadpy.models import calls
+
+NODE_WAIT_S = 90.0
+"""A plugin has a minute, and the way there takes its time too."""
 
 
 async def list_volumes(api: Api, request: web.Request) -> web.StreamResponse:
@@ -38,8 +41,13 @@ async def register_volume(api: Api, request: web.Request) -> web.StreamResponse:
 
 async def delete_volume(api: Api, request: web.Request) -> web.StreamResponse:
     """DELETE /v1/volume/host/:id and /v1/volume/host/:id/delete; flags: force."""
-    name = request.match_info["id"]
-    return await write(api, request, "HostVolume.Delete", name, switches=("force",))
+    call = calls.Write(
+        id=request.match_info["id"],
+        options=write_options(api, request),
+        flags=flags(request, switches=("force",)),
+    )
+    answer = await api.caller.call("HostVolume.Delete", call, timeout_s=NODE_WAIT_S)
+    return await write_response(request, answer)
 
 
 async def list_claims(api: Api, request: web.Request) -> web.StreamResponse:
@@ -62,7 +70,8 @@ async def _write_volume(api: Api, request: web.Request, method: str) -> web.Stre
         volume=body.volume,
         options=write_options(api, request, body_namespace=body.volume.namespace or body.namespace),
     )
-    return await write_response(request, await api.caller.call(method, call))
+    answer = await api.caller.call(method, call, timeout_s=NODE_WAIT_S)
+    return await write_response(request, answer)
 
 
 ROUTES = [

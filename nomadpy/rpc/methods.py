@@ -19,7 +19,7 @@ SERVERS = frozenset({"server"})
 
 
 class Method(msgspec.Struct, frozen=True, kw_only=True):
-    """One row of the table. stream: chunks follow the request, and there is no reply."""
+    """One row of the table. stream: chunks follow the request, and there is no reply. slow: the leader waits for a node."""
 
     name: str
     request: type[msgspec.Struct]
@@ -27,6 +27,10 @@ class Method(msgspec.Struct, frozen=True, kw_only=True):
     where: str
     roles: frozenset[str] = ANYONE
     stream: bool = False
+    slow: bool = False
+
+
+_SLOW = frozenset({"HostVolume.Create", "HostVolume.Register", "HostVolume.Delete"})
 
 
 def _reads(*names: str) -> list[Method]:
@@ -35,8 +39,8 @@ def _reads(*names: str) -> list[Method]:
 
 def _writes(**requests: type[msgspec.Struct]) -> list[Method]:
     return [
-        Method(name=name.replace("_", "."), request=request, where="leader")
-        for name, request in requests.items()
+        Method(name=name, request=request, where="leader", slow=name in _SLOW)
+        for name, request in ((key.replace("_", "."), kind) for key, kind in requests.items())
     ]
 
 

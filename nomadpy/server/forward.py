@@ -164,6 +164,8 @@ class Router:
     # -- the leader -------------------------------------------------------------------------------------
 
     def _on_leader(self, method: Method, handler: Handler) -> Handler:
+        answer_s = CALL_TIMEOUT_S + (NODE_TIMEOUT_S if method.slow else 0.0)
+
         async def routed(context: CallContext, request: Any) -> Any:
             request = self._named(request)
             loop = asyncio.get_running_loop()
@@ -177,7 +179,7 @@ class Router:
                     if from_server:
                         # It looked for the leader and found us: it must look again.
                         self._core.require_leader()
-                    return await self.call_leader(method.name, request, timeout_s=CALL_TIMEOUT_S)
+                    return await self.call_leader(method.name, request, timeout_s=answer_s)
                 except (NotLeaderError, NoLeaderError, UnreachableError) as error:
                     if from_server:
                         raise

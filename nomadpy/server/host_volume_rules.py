@@ -18,6 +18,7 @@ from nomadpy.scheduler.fit import not_ready
 from nomadpy.scheduler.operators import DISTINCT_HOSTS, DISTINCT_PROPERTY
 from nomadpy.state.store import Snapshot
 
+MAX_NAME = 128
 _MIB = 1 << 20
 _REASONS_SHOWN = 5
 _PLUGIN_PREFIX, _PLUGIN_SUFFIX = PLUGIN_ATTRIBUTE.split("{}")
@@ -28,6 +29,8 @@ def check(volume: HostVolume, *, registering: bool) -> None:
     faults: list[str] = []
     if not volume.name:
         faults.append("missing name: give the volume the name that jobs ask for as their source")
+    if len(volume.name) > MAX_NAME or not volume.name.isprintable():
+        faults.append(f"a name has at most {MAX_NAME} characters, all of them printable")
     if volume.id and len(volume.id) != 36:
         faults.append(
             f'invalid ID "{volume.id}": leave it out for a new volume; to change one, give its whole UUID'
@@ -99,6 +102,11 @@ def check_change(before: HostVolume, after: HostVolume) -> None:
         )
         if was != now
     ]
+    most = after.requested_capacity_max_bytes
+    if most and most < before.capacity_bytes:
+        faults.append(
+            f"capacity_max ({most}) must not be less than what the volume has ({before.capacity_bytes}): volumes do not shrink"
+        )
     if faults:
         raise InvalidRequestError(f"cannot change volume {before.id}: {format_errors(faults)}")
 

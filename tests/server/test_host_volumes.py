@@ -182,6 +182,16 @@ async def test_a_request_that_is_sent_again_makes_one_volume() -> None:
         assert len(node.calls) == 1
 
 
+async def test_a_plugin_may_take_a_minute_whichever_server_is_asked() -> None:
+    async with running(3) as world, volume_node(world) as node:
+        node.hold = asyncio.Event()
+        asyncio.get_running_loop().call_later(55, node.hold.set)
+        request = calls.HostVolumeWrite(volume=asked(), options=WriteOptions())
+        answer = await world.call("HostVolume.Create", request, at=world.followers[0], timeout_s=90)
+        assert body(answer)["Volume"]["State"] == "ready"
+        assert len(node.calls) == 1
+
+
 @pytest.mark.parametrize("power", [False, True])
 async def test_a_volume_outlives_the_leader_that_was_making_it(power: bool) -> None:
     async with running(3) as world, volume_node(world) as node:
@@ -258,6 +268,8 @@ async def test_constraints_pool_capacity_and_plugin_decide_about_a_node() -> Non
     [
         ({"name": ""}, "missing name"),
         ({"id": "nothing"}, 'invalid ID "nothing"'),
+        ({"name": "x" * 129}, "a name has at most 128 characters"),
+        ({"name": "a\x00b"}, "all of them printable"),
         ({"plugin_id": ""}, "missing plugin_id"),
         ({"requested_capabilities": None}, "at least one capability block"),
         (
@@ -309,6 +321,10 @@ async def test_a_volume_that_exists_is_changed_by_its_plugin_and_not_made_anew()
         assert [request.id for _, request in node.calls] == [made.id] * 2
         message = await refused(world, msgspec.structs.replace(more, name="other"))
         assert 'name cannot change once the volume exists: it is "data", not "other"' in message
+        message = await refused(
+            world, msgspec.structs.replace(more, requested_capacity_max_bytes=9)
+        )
+        assert "capacity_max (9) must not be less than what the volume has (4096)" in message
         node.failure = DefiniteError("cannot grow")
         with pytest.raises(NomadError, match="The volume is as it was"):
             await create(world, msgspec.structs.replace(more, requested_capacity_max_bytes=1 << 20))
