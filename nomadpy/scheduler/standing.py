@@ -87,19 +87,17 @@ def _gpu_aware(ask: GroupAsk, beside: PerDevice) -> NodeScore:
     return score
 
 
-class GroupStanding:
-    """The standing of a view's nodes. filtered: cannot run the group. exhausted: lack room. order: the rest."""
+class Able:
+    """Which of a view's nodes can run a group at all, and how it likes them: what does not depend on their use.
+
+    Not changed once it is made: groups that differ in nothing but what they take share one.
+    """
 
     def __init__(self, view: NodeView, wanted: Wanted) -> None:
-        self._view = view
-        self._packing = wanted.score
-        self._ask = wanted.ask
         self.feasibility = Feasibility(wanted.requirements)
         self.filtered = Refusals()
-        self.exhausted = Refusals()
         self.affinity: dict[int, float] = {}
         self.feasible: list[int] = []
-        self._read = len(view.log)
         for place, row in enumerate(view.rows):
             problem = self.feasibility.problem(row.node)
             if problem:
@@ -108,11 +106,30 @@ class GroupStanding:
             self.feasible.append(place)
             if wanted.affinities:
                 self.affinity[place] = affinity_score(wanted.affinities, row.node)
-        self.order = Order(
-            (place, self._score(place, view.rows[place]))
-            for place in self.feasible
-            if not self._exhausted(place, view.rows[place])
-        )
+
+
+class GroupStanding:
+    """The standing of a view's nodes. filtered: cannot run the group. exhausted: lack room. order: the rest."""
+
+    def __init__(self, view: NodeView, wanted: Wanted, able: Able) -> None:
+        self._view = view
+        self._packing = wanted.score
+        self._ask = wanted.ask
+        self.feasibility, self.filtered = able.feasibility, able.filtered
+        self.affinity, self.feasible = able.affinity, able.feasible
+        self.exhausted = Refusals()
+        self._read = len(view.log)
+        rows, shortage_of = view.rows, wanted.ask.shortage
+        plain = not self.affinity and not wanted.ask.prefers_devices
+        scores: list[tuple[int, float]] = []
+        for place in self.feasible:
+            row = rows[place]
+            shortage = shortage_of(row)
+            if shortage:
+                self.exhausted.add(place, row.node, shortage)
+            else:
+                scores.append((place, self._packing(row) if plain else self._score(place, row)))
+        self.order = Order(scores)
 
     def catch_up(self) -> None:
         """Look again at the nodes whose use changed."""
@@ -147,12 +164,21 @@ class GroupStanding:
         return (score + affinity + devices) / (1 + bool(affinity) + bool(devices))
 
 
+def _able(view: NodeView, wanted: Wanted) -> Able:
+    key = msgspec.msgpack.encode((wanted.requirements, wanted.affinities))
+    found = view.standing(key)
+    if not isinstance(found, Able):
+        found = Able(view, wanted)
+        view.keep(key, found)
+    return found
+
+
 def standing(view: NodeView, wanted: Wanted) -> GroupStanding:
     """Return the current standing, kept or new."""
     key = wanted.key()
     found = view.standing(key)
     if not isinstance(found, GroupStanding):
-        found = GroupStanding(view, wanted)
+        found = GroupStanding(view, wanted, _able(view, wanted))
         view.keep(key, found)
     found.catch_up()
     return found
