@@ -211,14 +211,18 @@ def _targets(nodes: Sequence[Node]) -> set[str]:
 
 
 def _volumes(facts: Facts) -> list[str]:
-    there = sorted({name for node in facts.nodes for name in node.host_volumes or ()})
+    there: dict[str, list[str]] = {}
+    for node in facts.nodes:
+        for name in node.host_volumes or ():
+            there.setdefault(name, []).append(node.name)
+    told_of = _listed(f"{name} ({_listed(sorted(there[name]))})" for name in sorted(there))
     found = [
-        f'no node has host volume "{source}"; there are: {_listed(there) or "none"}.{near(source, there)}'
+        f'no node has host volume "{source}"; there are: {told_of or "none"}.{near(source, sorted(there))}'
         for source, _ in facts.wanted.host_volumes
         if source not in there
     ]
     if found:
-        return found
+        return [*facts.held, *found]
     # Volumes of the names are there, and none will do.
     reasons: dict[str, list[str]] = {}
     for verdict in facts.verdicts:

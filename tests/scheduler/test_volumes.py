@@ -97,6 +97,17 @@ def explained(world: World, job: Job) -> GroupExplanation:
     return found[0]
 
 
+def test_a_volume_that_nobody_has_is_told_with_those_that_are_named_like_it() -> None:
+    world = World()
+    world.add_nodes(holder("n1", "data1"), holder("n2", "data1", "logs"))
+    job = world.register(user())
+    assert waits(world, job) == {"missing compatible host volumes": 2}
+    (said,) = explained(world, job).suggestions or []
+    assert said == (
+        'no node has host volume "data"; there are: data1 (n1, n2), logs (n2). Did you mean "data1"?'
+    )
+
+
 # -- who may have it ------------------------------------------------------------------------------------------
 
 
