@@ -121,9 +121,8 @@ class Feasibility:
         self._wanted = wanted
         self._by_class: dict[str, str] = {}
         self.eligibility: dict[str, bool] = {}
-        # Nodes of one class have different volumes, and those come and go. Of devices a class has the kinds, not how many
-        # there are and how many of them are healthy.
-        self.escaped = wanted.escaped or bool(wanted.host_volumes or wanted.devices)
+        # Nodes of one class have different volumes, and those come and go.
+        self.escaped = wanted.escaped or bool(wanted.host_volumes)
 
     def copy(self) -> Feasibility:
         """The same answers so far; what either learns from now on is its own."""

@@ -97,17 +97,6 @@ def test_a_node_without_such_devices_is_filtered() -> None:
     assert decision.failed_tg_allocs["group"].constraint_filtered == {"missing devices": 2}
 
 
-def test_who_waits_for_a_device_is_woken_by_any_node_since_classes_do_not_tell_health() -> None:
-    world = World()
-    sick = msgspec.structs.replace(gpus("T4", 1), instances=[NodeDevice(id="T4-0")])
-    world.add_nodes(node_with("n", sick))
-    job = asking("job", 1, RequestedDevice(name="gpu", count=1))
-    decision = world.deploy(job)  # type: ignore[arg-type]
-    (blocked,) = [one for one in decision.evaluations if one.status == "blocked"]
-    assert blocked.escaped_computed_class
-    assert blocked.class_eligibility is None
-
-
 def test_shares_fill_the_device_that_is_in_use_before_another() -> None:
     world = World()
     world.add_nodes(node_with("n", gpus("T4", 2)))

@@ -219,16 +219,21 @@ class LeaderDuties:
         if after is None:
             self.heartbeats.forget(identity)
             return
-        usable = after.status == "ready" and after.scheduling_eligibility == "eligible"
+        usable = _usable(after)
         was = (
             before is not None
-            and before.status == "ready"
-            and before.scheduling_eligibility == "eligible"
+            and _usable(before)
             and before.computed_class == after.computed_class
             and _offer(before) == _offer(after)
         )
         if usable and not was:
-            self._room(after, index)
+            known = _healthy_devices(before) if before is not None and _usable(before) else set()
+            if _healthy_devices(after) - known:
+                # Of devices a class tells the kinds, not how many there are and how many of them are healthy.
+                for evaluation in self.blocked.unblock_all(index):
+                    self._enqueue(evaluation)
+            else:
+                self._room(after, index)
 
     def _room(self, node: Node, index: int) -> None:
         for evaluation in self.blocked.unblock(node.computed_class, index):
@@ -347,6 +352,20 @@ class LeaderDuties:
             else:
                 core.metrics.observe_since("nomad.nomad.leader.establish_leadership", started_s)
                 return
+
+
+def _usable(node: Node) -> bool:
+    return node.status == "ready" and node.scheduling_eligibility == "eligible"
+
+
+def _healthy_devices(node: Node) -> set[tuple[str, str, str, str]]:
+    devices = node.node_resources.devices if node.node_resources is not None else None
+    return {
+        (group.vendor, group.type, group.name, one.id)
+        for group in devices or ()
+        for one in group.instances or ()
+        if one.healthy
+    }
 
 
 def _offer(node: Node) -> tuple[object, ...]:
