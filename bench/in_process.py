@@ -5,7 +5,7 @@ Each job is registered, scheduled and applied before the next, as one evaluation
 
 from __future__ import annotations
 
-from nomadpy.entropy import SeededEntropy
+from nomadpy.entropy import Entropy, SeededEntropy
 from nomadpy.models.evaluation import Evaluation
 from nomadpy.models.job import EphemeralDisk, Job, TaskGroup
 from nomadpy.models.node import Node
@@ -17,7 +17,7 @@ from nomadpy.scheduler.fit import allocs_fit
 from nomadpy.scheduler.node_table import NodeTable
 from nomadpy.scheduler.schedule import schedule
 from nomadpy.state import evals, jobs, nodes, operator, plan_results
-from nomadpy.state.store import StateStore
+from nomadpy.state.store import StateStore, Transaction
 
 START_NS = 1_795_000_000_000_000_000
 
@@ -59,7 +59,7 @@ class Cluster:
 
     def __init__(self, members: list[Node], algorithm: str) -> None:
         self.store = StateStore()
-        self.entropy = SeededEntropy(1)
+        self.entropy: Entropy = SeededEntropy(1)
         self.table = NodeTable()
         self.store.subscribe(self.table.note)
         self._now_ns = START_NS
@@ -70,14 +70,18 @@ class Cluster:
             for node in members:
                 nodes.register(tx, node)
 
-    def _transaction(self):  # type: ignore[no-untyped-def]
+    def _transaction(self) -> Transaction:
         self._now_ns += 1_000_000
         return self.store.transaction(self.store.index + 1, self._now_ns)
 
-    def run(self, job: Job) -> Decision:
-        """Register the job, schedule it, and apply what was decided."""
+    def register(self, job: Job) -> None:
+        """Store a job."""
         with self._transaction() as tx:
             jobs.register(tx, job)
+
+    def run(self, job: Job) -> Decision:
+        """Register the job, schedule it, and apply what was decided."""
+        self.register(job)
         evaluation = Evaluation(
             id=self.entropy.uuid(),
             namespace=job.namespace,
