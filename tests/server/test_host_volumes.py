@@ -441,6 +441,17 @@ async def test_a_job_that_waits_for_a_volume_is_placed_when_it_is_there() -> Non
         assert alloc.job_id == "db"
 
 
+async def test_a_system_job_comes_to_a_node_that_gets_its_volume() -> None:
+    async with running() as world, volume_node(world) as one, volume_node(world) as other:
+        wanted = {**job_with_volume(), "Type": "system"}
+        await one.tell(await create(world, asked(node_id=one.node.id)))
+        await world.register(wanted)
+        await world.settled()
+        assert (len(one.node.wanted()), len(other.node.wanted())) == (1, 0)
+        await other.tell(await create(world, asked(node_id=other.node.id)))
+        await world.until(other.node.wanted, "the system job to be placed")
+
+
 async def test_a_node_that_goes_down_takes_its_volumes_with_it_and_brings_them_back() -> None:
     async with running() as world, volume_node(world) as node:
         made = await create(world, asked())

@@ -301,6 +301,8 @@ class NodeAgents:
                 known is None
                 or known.status != "ready"
                 or known.computed_class != now.computed_class
+                # Of no class, and what a system job may have waited for.
+                or known.host_volumes != now.host_volumes
             )
         )
         if now is not None and became_ready:
