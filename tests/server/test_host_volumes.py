@@ -9,14 +9,14 @@ from typing import Any
 
 import msgspec
 import pytest
-from server_world import FakeNode, World, body, job, running
+from server_world import SECOND, FakeNode, World, body, job, running
 
 from nomadpy.errors import DefiniteError, IndefiniteError, LogFormatError, NomadError, NotFoundError
 from nomadpy.models import calls
 from nomadpy.models.constraint import Constraint
 from nomadpy.models.envelope import WriteOptions
 from nomadpy.models.host_volume import HostVolume, HostVolumeCapability, TaskGroupHostVolumeClaim
-from nomadpy.models.node import HostVolumeInfo, NodePool
+from nomadpy.models.node import DrainSpec, HostVolumeInfo, NodePool
 from nomadpy.rpc.dispatch import CallContext, Dispatcher
 
 MKDIR = {"plugins.host_volume.mkdir.version": "0.0.1"}
@@ -450,6 +450,27 @@ async def test_a_system_job_comes_to_a_node_that_gets_its_volume() -> None:
         assert (len(one.node.wanted()), len(other.node.wanted())) == (1, 0)
         await other.tell(await create(world, asked(node_id=other.node.id)))
         await world.until(other.node.wanted, "the system job to be placed")
+
+
+async def test_a_drain_stops_what_holds_a_sticky_volume_and_it_comes_back_after() -> None:
+    async with running() as world, volume_node(world) as one, volume_node(world) as other:
+        await one.tell(await create(world, asked(node_id=one.node.id)))
+        await world.register(job_with_volume(Sticky=True))
+        await world.settled()
+        await other.tell(await create(world, asked(node_id=other.node.id)))
+        nodes = [one.node, other.node]
+        await world.obeyed(nodes, lambda: one.node.allocs()[0].client_status == "running")
+        drain = calls.NodeDrainWrite(node_id=one.node.id, spec=DrainSpec(deadline=3600 * SECOND))
+        await world.call("Node.Drain", drain)
+        await world.obeyed(nodes, lambda: one.node.allocs()[0].client_status == "complete")
+        await world.until(
+            lambda: world.state.node(one.node.id).drain_strategy is None, "the drain to end"
+        )
+        assert one.node.wanted() == other.node.wanted() == []
+        again = calls.NodeEligibilityWrite(node_id=one.node.id, eligibility="eligible")
+        await world.call("Node.Eligibility", again)
+        await world.until(one.node.wanted, "the job to be placed again")
+        assert other.node.wanted() == []
 
 
 async def test_a_node_that_goes_down_takes_its_volumes_with_it_and_brings_them_back() -> None:
