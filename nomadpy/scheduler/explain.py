@@ -24,6 +24,7 @@ from nomadpy.models.explanation import (
 from nomadpy.models.host_volume import index_of
 from nomadpy.models.job import Job, TaskGroup
 from nomadpy.models.node import Node
+from nomadpy.scheduler import devices as node_devices
 from nomadpy.scheduler import suggestions
 from nomadpy.scheduler.cluster import Cluster, NodeState
 from nomadpy.scheduler.feasibility import (
@@ -38,6 +39,7 @@ from nomadpy.scheduler.feasibility import (
 )
 from nomadpy.scheduler.fit import not_ready, terminal
 from nomadpy.scheduler.node_table import NodeRow, NodeTable
+from nomadpy.scheduler.numa import APART
 from nomadpy.scheduler.operators import holds
 from nomadpy.scheduler.placement import GroupPlacer
 from nomadpy.scheduler.preemption import Preemptor
@@ -187,7 +189,13 @@ class _Looker:
         )
         score, scores = 0.0, None
         if state is not None:
-            found += self._room_obstacles(state, placer)
+            lacks = any(one.kind == _DEVICE for one in found)
+            found += [
+                one
+                for one in self._room_obstacles(state, placer)
+                # What is not there is not taken either.
+                if not (lacks and one.kind == "devices")
+            ]
         if state is not None and all(one.kind != _VOLUME for one in found):
             lacking = placer.volumes.why(state)
             if lacking:
@@ -265,7 +273,8 @@ class _Looker:
                 )
         shortage = placer.ask.shortage(state)
         if shortage and shortage not in ("cpu", "memory", "disk"):
-            found.append(Obstacle(kind=shortage, text=_SHORTAGES.get(shortage, shortage)))
+            kind = shortage.partition(":")[0]
+            found.append(Obstacle(kind=kind, text=_SHORTAGES.get(shortage, shortage)))
         if not shortage:
             try:
                 placer.ask.grant(state, self._entropy)
@@ -299,14 +308,38 @@ class _Looker:
 
 
 _VOLUME = "host volume"
+_DEVICE = "device"
 _ROOM = frozenset(
     {"cpu", "memory", "disk", "cores", "network", "devices", "max allocations exceeded"}
 )
 _SHORTAGES = {
     "cores": "not enough whole cores are free",
     "max allocations exceeded": "it runs as many allocations as it may",
-    "devices": "the devices that are asked for are taken",
+    node_devices.EXHAUSTED: "the devices that are asked for are taken",
+    APART: "no free device that is asked for is on the NUMA node of enough free cores",
 }
+
+
+def _devices(node: Node, wanted: Requirements) -> list[Obstacle]:
+    """Devices that the node would not have even if all of them were free."""
+    told = (node.node_resources.devices if node.node_resources is not None else None) or []
+    if not wanted.devices or node_devices.has(wanted.devices, node_devices.device_groups(told)):
+        return []
+    has = ", ".join(
+        f"{sum(i.healthy for i in one.instances or ())} of {len(one.instances or ())} "
+        f"{one.vendor}/{one.type}/{one.name}"
+        for one in told
+    )
+    asked = ", ".join(f"{one.count} {one.name}" for one in wanted.devices)
+    return [
+        Obstacle(
+            kind=_DEVICE,
+            asked=asked,
+            has=has,
+            text=f"devices: needs {asked}"
+            + (f", healthy here are {has}" if has else ", and there are none"),
+        )
+    ]
 
 
 def _needs(node: Node, wanted: Requirements) -> list[Obstacle]:
@@ -340,6 +373,7 @@ def _needs(node: Node, wanted: Requirements) -> list[Obstacle]:
                     text=f"constraint {asked}: here it is {value}",
                 )
             )
+    found += _devices(node, wanted)
     for source, read_only in wanted.host_volumes:
         volume = (node.host_volumes or {}).get(source)
         if volume is None:

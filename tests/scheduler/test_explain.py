@@ -19,7 +19,8 @@ from scheduling_world import (
 
 from nomadpy.models.explanation import GroupExplanation, JobExplanation
 from nomadpy.models.job import Job
-from nomadpy.models.node import NodePool
+from nomadpy.models.node import NodeDevice, NodeDeviceResource, NodePool
+from nomadpy.models.resources import RequestedDevice, Resources
 from nomadpy.scheduler.explain import explain_job
 from nomadpy.state import nodes
 
@@ -57,6 +58,40 @@ def test_a_misspelt_driver_is_told_with_what_there_is() -> None:
     assert found.summary == "1 of 1 cannot be placed: none of 3 nodes will do"
     assert found.tally == {"driver": 3}
     assert found.nearest.obstacles[0].text == 'it has no driver "dokcer"'
+
+
+def test_missing_sick_and_taken_devices_are_told_apart() -> None:
+    world = World()
+    sick = NodeDeviceResource(
+        vendor="nvidia",
+        type="gpu",
+        name="T4",
+        instances=[NodeDevice(id="a", healthy=True), NodeDevice(id="b")],
+    )
+    node = make_node("some")
+    assert node.node_resources is not None
+    resources = msgspec.structs.replace(node.node_resources, devices=[sick])
+    world.add_nodes(make_node("none"), msgspec.structs.replace(node, node_resources=resources))
+
+    def wanting(name: str, count: int) -> Job:
+        asked = [RequestedDevice(name="gpu", count=count)]
+        task = make_task(resources=Resources(cpu=1, memory_mb=1, devices=asked))
+        return make_job(name, make_group(tasks=[task]))
+
+    def told(job: Job) -> dict[str, list[str]]:
+        found = unplaced(world, job)
+        return {one.node_name: [o.text for o in one.obstacles] for one in found.nodes}
+
+    nothing = "devices: needs 2 gpu, and there are none"
+    assert told(wanting("two", 2)) == {
+        "none": [nothing],
+        "some": ["devices: needs 2 gpu, healthy here are 1 of 2 nvidia/gpu/T4"],
+    }
+    world.deploy(wanting("one", 1))
+    assert told(wanting("late", 1)) == {
+        "none": ["devices: needs 1 gpu, and there are none"],
+        "some": ["the devices that are asked for are taken"],
+    }
 
 
 def test_all_obstacles_of_a_node_are_told_and_not_only_the_first() -> None:
