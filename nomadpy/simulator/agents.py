@@ -212,6 +212,9 @@ class SimAgent:
         else:
             if work.alloc.deployment_id != alloc.deployment_id:
                 work.healthy = None
+            if alloc.client_status == "unknown":
+                # Servers had given the node up; what it last said counts no longer.
+                work.reported = ("", None)
             work.alloc = alloc
         self._wake.set()
 

@@ -189,6 +189,10 @@ def _job_unsettled(snapshot: Snapshot, promise: Promise, running: set[str]) -> s
             else f"{promise.job_id}: {len(ever)} of {wanted} done"
         )
     live_allocs = [a for a in allocs if is_live(a)]
+    unknown = [a.id for a in live_allocs if a.client_status == "unknown"]
+    if unknown:
+        # Its replacement has its name, until its node says what became of it.
+        return f"{promise.job_id}: nobody knows of {unknown}"
     if len(live_allocs) > wanted or (len(live_allocs) < wanted and not waits):
         return f"{promise.job_id} has {len(live_allocs)} live allocations, wants {wanted}"
     idle = [a.id for a in live_allocs if a.id not in running]
