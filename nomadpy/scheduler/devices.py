@@ -160,8 +160,10 @@ def assign(
 ) -> Chosen | None:
     """Return which devices each request is given, or None when not all can be met.
 
-    pins: the NUMA node of tasks whose requests have `beside`; without them that means nothing. Of the models that will do, the one with the most affinity, then the one that the node names first. Of a model's
-    devices the first free ones; for a share the device with the least left that suffices, so that others stay whole.
+    pins: the NUMA node of tasks whose requests have `beside`; without them that means nothing. Of the models that will
+    do, the one with the most affinity, then the one with which later requests get what they like most, then the one that
+    the node names first. Of a model's devices the first free ones; for a share the device with the least left that
+    suffices, so that others stay whole.
     """
     return _choose(asked, groups, taken, pins or {})
 
@@ -179,7 +181,13 @@ def _choose(
     fitting = [group for group in groups if accepts(request, group)]
     if request.affinities and len(fitting) > 1:
         fitting.sort(key=lambda group: -_affinity(request, group))
+    # Where nobody after it likes anything, the first way is as good as any.
+    picky = any(one.affinities for one in rest)
+    best: Chosen | None = None
+    most: list[float] = []
     for group in fitting:
+        if best is not None and _affinity(request, group) < most[0]:
+            break
         keys = _pick(request, group, taken, pins.get(request.task) if request.beside else None)
         if keys is None:
             continue
@@ -187,9 +195,15 @@ def _choose(
         for key in keys:
             after[key] = after.get(key, 0) + request.milli
         others = _choose(tuple(rest), groups, after, pins)
-        if others is not None:
-            return [(request, group, keys), *others]
-    return None
+        if others is None:
+            continue
+        found = [(request, group, keys), *others]
+        if not picky:
+            return found
+        likes = [_affinity(one, given) for one, given, _ in found]
+        if best is None or likes > most:
+            best, most = found, likes
+    return best
 
 
 def _pick(

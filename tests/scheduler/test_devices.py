@@ -140,6 +140,20 @@ def test_an_earlier_request_leaves_to_a_later_one_what_only_that_can_use() -> No
     assert [keys[0][3] for _, _, keys in chosen] == ["V100-0", "T4-0"]
 
 
+def test_a_request_that_likes_nothing_leaves_to_a_later_one_what_that_likes() -> None:
+    groups = device_groups([gpus("V100", 1), gpus("T4", 1)])
+    likes = (Affinity(l_target="${device.model}", operand="=", r_target="V100", weight=50),)
+    asked = (DeviceRequest("a", "gpu", 1, 300), DeviceRequest("b", "gpu", 1, 800, (), likes))
+    chosen = assign(asked, groups, {})
+    assert chosen is not None
+    assert [keys[0][3] for _, _, keys in chosen] == ["T4-0", "V100-0"]
+    # What it likes itself comes first.
+    greedy = (DeviceRequest("a", "gpu", 1, 300, (), likes), asked[1])
+    chosen = assign(greedy, groups, {})
+    assert chosen is not None
+    assert [keys[0][3] for _, _, keys in chosen] == ["V100-0", "T4-0"]
+
+
 def test_the_plan_applier_refuses_a_device_that_is_taken_or_gone() -> None:
     world = World()
     world.add_nodes(node_with("n", gpus("T4", 1)))
