@@ -9,7 +9,7 @@ from nomadpy.api.context import Api, Route
 from nomadpy.api.errors import text_response
 from nomadpy.api.reads import read, write
 from nomadpy.api.request import body_of, flags, write_options
-from nomadpy.api.response import write_response
+from nomadpy.api.response import json_response, write_response
 from nomadpy.errors import InvalidRequestError
 from nomadpy.models import calls
 
@@ -18,8 +18,11 @@ NODE_WAIT_S = 90.0
 
 
 async def list_volumes(api: Api, request: web.Request) -> web.StreamResponse:
-    """GET /v1/volumes?type=host; flags: node_id, node_pool. Volumes of other types are not there."""
-    if request.query.get("type") != "host":
+    """GET /v1/volumes?type=host; flags: node_id, node_pool. Of type csi, or of none, there are no volumes."""
+    kind = request.query.get("type")
+    if kind in (None, "csi"):
+        return await json_response(request, [])
+    if kind != "host":
         return text_response(404, "")
     return await read(api, request, "HostVolume.List", words=("node_id", "node_pool"))
 
