@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import uuid
+from collections.abc import Awaitable, Callable
 
 import msgspec
 
@@ -132,74 +133,11 @@ class HostVolumes:
 
     async def create(self, _: CallContext, request: calls.HostVolumeWrite) -> Answer:
         """Make a volume on a node that will do; with the ID of one that exists, have its plugin change it."""
-        volume = _asked(request)
-        check(volume, registering=False)
-        before = self._known(volume)
-        if before is None:
-            volume, tried = await self._begin(
-                msgspec.structs.replace(volume, capacity_bytes=0), request, needs_plugin=True
-            )
-            if volume.state != PENDING:
-                # An earlier try of this very request has done it.
-                return self._answer(volume, volume.modify_index)
-        else:
-            check_change(before, volume)
-            volume, tried = _changed(before, volume), False
-        try:
-            reply: calls.ClientHostVolumeCreateReply = await self._router.call(
-                "ClientHostVolume.Create",
-                calls.ClientHostVolumeCreateRequest(
-                    id=volume.id,
-                    name=volume.name,
-                    node_id=volume.node_id,
-                    plugin_id=volume.plugin_id,
-                    namespace=volume.namespace,
-                    requested_capacity_min_bytes=volume.requested_capacity_min_bytes,
-                    requested_capacity_max_bytes=volume.requested_capacity_max_bytes,
-                    parameters=volume.parameters or {},
-                ),
-                timeout_s=NODE_TIMEOUT_S,
-            )
-        except NomadError as error:
-            raise await self._not_made(volume, error, new=before is None, tried=tried) from error
-        return await self._complete(
-            msgspec.structs.replace(
-                volume, host_path=reply.host_path, capacity_bytes=reply.capacity_bytes
-            )
-        )
+        return await self._make(request, self._create_there, registering=False)
 
     async def register(self, _: CallContext, request: calls.HostVolumeWrite) -> Answer:
         """Make a volume known that an operator has made on its node."""
-        volume = _asked(request)
-        check(volume, registering=True)
-        before = self._known(volume)
-        if before is None:
-            volume, tried = await self._begin(volume, request, needs_plugin=False)
-            if volume.state != PENDING:
-                return self._answer(volume, volume.modify_index)
-        else:
-            check_change(before, volume)
-            volume, tried = (
-                _changed(before, volume, path=volume.host_path, capacity=volume.capacity_bytes),
-                False,
-            )
-        try:
-            await self._router.call(
-                "ClientHostVolume.Register",
-                calls.ClientHostVolumeRegisterRequest(
-                    id=volume.id,
-                    name=volume.name,
-                    node_id=volume.node_id,
-                    host_path=volume.host_path,
-                    namespace=volume.namespace,
-                    capacity_bytes=volume.capacity_bytes,
-                    parameters=volume.parameters or {},
-                ),
-                timeout_s=NODE_TIMEOUT_S,
-            )
-        except NomadError as error:
-            raise await self._not_made(volume, error, new=before is None, tried=tried) from error
-        return await self._complete(volume)
+        return await self._make(request, self._register_there, registering=True)
 
     async def delete(self, _: CallContext, request: calls.Write) -> Answer:
         """Have the node remove a volume, then forget it; flags: force forgets it though the node does not answer."""
@@ -265,6 +203,69 @@ class HostVolumes:
         return written({"Index": applied.index}, applied.index)
 
     # -- parts ----------------------------------------------------------------------------------------
+
+    async def _make(
+        self,
+        request: calls.HostVolumeWrite,
+        ask: Callable[[HostVolume], Awaitable[HostVolume]],
+        *,
+        registering: bool,
+    ) -> Answer:
+        """Write the volume, ask its node, write what the node has."""
+        volume, tried = _asked(request), False
+        check(volume, registering=registering)
+        before = self._known(volume)
+        if before is None:
+            if not registering:
+                # What it holds, its node will say.
+                volume = msgspec.structs.replace(volume, capacity_bytes=0)
+            volume, tried = await self._begin(volume, request, needs_plugin=not registering)
+            if volume.state != PENDING:
+                # An earlier try of this very request has done it.
+                return self._answer(volume, volume.modify_index)
+        else:
+            check_change(before, volume)
+            volume = _changed(before, volume, registering=registering)
+        try:
+            there = await ask(volume)
+        except NomadError as error:
+            raise await self._not_made(volume, error, new=before is None, tried=tried) from error
+        return await self._complete(there)
+
+    async def _create_there(self, volume: HostVolume) -> HostVolume:
+        reply: calls.ClientHostVolumeCreateReply = await self._router.call(
+            "ClientHostVolume.Create",
+            calls.ClientHostVolumeCreateRequest(
+                id=volume.id,
+                name=volume.name,
+                node_id=volume.node_id,
+                plugin_id=volume.plugin_id,
+                namespace=volume.namespace,
+                requested_capacity_min_bytes=volume.requested_capacity_min_bytes,
+                requested_capacity_max_bytes=volume.requested_capacity_max_bytes,
+                parameters=volume.parameters or {},
+            ),
+            timeout_s=NODE_TIMEOUT_S,
+        )
+        return msgspec.structs.replace(
+            volume, host_path=reply.host_path, capacity_bytes=reply.capacity_bytes
+        )
+
+    async def _register_there(self, volume: HostVolume) -> HostVolume:
+        await self._router.call(
+            "ClientHostVolume.Register",
+            calls.ClientHostVolumeRegisterRequest(
+                id=volume.id,
+                name=volume.name,
+                node_id=volume.node_id,
+                host_path=volume.host_path,
+                namespace=volume.namespace,
+                capacity_bytes=volume.capacity_bytes,
+                parameters=volume.parameters or {},
+            ),
+            timeout_s=NODE_TIMEOUT_S,
+        )
+        return volume
 
     def _known(self, volume: HostVolume) -> HostVolume | None:
         """The volume that a request names by ID. Raises InvalidRequestError when there is none: servers make the ids."""
@@ -382,10 +383,9 @@ def _asked(request: calls.HostVolumeWrite) -> HostVolume:
     )
 
 
-def _changed(
-    before: HostVolume, asked: HostVolume, *, path: str = "", capacity: int = 0
-) -> HostVolume:
+def _changed(before: HostVolume, asked: HostVolume, *, registering: bool) -> HostVolume:
     """A volume that exists, with what may change of it as asked."""
+    path, capacity = (asked.host_path, asked.capacity_bytes) if registering else ("", 0)
     return msgspec.structs.replace(
         before,
         constraints=asked.constraints,
