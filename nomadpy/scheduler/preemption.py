@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from itertools import combinations
+from itertools import combinations, groupby
 
 import msgspec
 
@@ -28,7 +28,7 @@ from nomadpy.scheduler.updates import find_group
 PRIORITY_GAP = 10
 """How much lower the priority of an allocation must be for it to be evicted."""
 
-_PAIRS_OF = 24
+_FEW = 24
 _TOP_SCORES = 5
 # Where sums do not tell (static ports, devices) a trial costs as much as a placement; so many nodes are tried.
 _TRIED_NODES = 256
@@ -160,10 +160,10 @@ def _tiers(among: Sequence[Candidate]) -> list[int]:
 def _sets(
     pool: list[Candidate], need: Amount, enough: Callable[[Sequence[Candidate]], bool]
 ) -> Iterable[list[Candidate]]:
-    """Sets that suffice, each without anything superfluous: single ones, pairs, and two greedy ones."""
+    """Sets that suffice, each without anything superfluous: single ones, pairs, and some greedy ones."""
     single = [[one] for one in pool if enough([one])]
     yield from single
-    if len(pool) <= _PAIRS_OF:
+    if len(pool) <= _FEW:
         alone = {found[0].alloc.id for found in single}
         rest = [one for one in pool if one.alloc.id not in alone]
         yield from (list(pair) for pair in combinations(rest, 2) if enough(pair))
@@ -175,6 +175,37 @@ def _sets(
             break
     yield _pruned(taken, enough)
     yield _pruned(pool, enough)
+    if len(pool) > _FEW:
+        return
+    # What Nomad's published way takes and keeps, so that no more harm is done than by that.
+    taken = _nearest_to_what_is_missing(pool, need, enough)
+    yield _pruned(taken, enough)
+    kept: list[Candidate] = []
+    for one in sorted(taken, key=lambda one: -_distance(one.amount, need)):
+        kept.append(one)
+        if enough(kept):
+            break
+    yield _pruned(kept, enough)
+
+
+def _nearest_to_what_is_missing(
+    pool: Sequence[Candidate], need: Amount, enough: Callable[[Sequence[Candidate]], bool]
+) -> list[Candidate]:
+    """The least important first, and of these each time the nearest in size to what the others leave missing."""
+    taken: list[Candidate] = []
+    missing = need
+    for _, tier in groupby(pool, key=lambda one: one.priority):
+        rest = list(tier)
+        while rest and not enough(taken):
+            nearest = min(rest, key=lambda one: _distance(one.amount, missing))
+            rest.remove(nearest)
+            taken.append(nearest)
+            missing = Amount(
+                max(0, missing.cpu - nearest.amount.cpu),
+                max(0, missing.memory_mb - nearest.amount.memory_mb),
+                max(0, missing.disk_mb - nearest.amount.disk_mb),
+            )
+    return taken
 
 
 def _pruned(
