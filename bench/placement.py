@@ -19,7 +19,6 @@ import asyncio
 import contextlib
 import json
 import os
-import signal
 import ssl
 import subprocess
 import sys
@@ -337,7 +336,7 @@ def simulated_nodes(
         print(process.stdout.readline().strip() or "the nodes were not registered", flush=True)
         yield
     finally:
-        process.send_signal(signal.SIGINT)
+        process.terminate()
         process.wait()
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import signal
 import subprocess
 import sys
 import urllib.request
@@ -44,7 +43,7 @@ def other_server(folder: Path, shape: str, count: int) -> Iterator[Daemon]:
         yield daemon
     finally:
         if nodes is not None:
-            nodes.send_signal(signal.SIGINT)
+            nodes.terminate()
             nodes.communicate()
         daemon.stop()
 
