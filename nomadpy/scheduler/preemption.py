@@ -29,6 +29,7 @@ PRIORITY_GAP = 10
 """How much lower the priority of an allocation must be for it to be evicted."""
 
 _FEW = 24
+"""Up to so many candidates on a node, pairs and the published way are tried as well."""
 _TOP_SCORES = 5
 # Where sums do not tell (static ports, devices) a trial costs as much as a placement; so many nodes are tried.
 _TRIED_NODES = 256

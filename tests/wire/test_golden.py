@@ -6,6 +6,7 @@ exchanges of a scenario have no hard difference (status, headers, missing fields
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pathlib
@@ -44,17 +45,19 @@ LEAST = {
 
 
 def wait_until_ready(address: str, process: subprocess.Popen[bytes], log: pathlib.Path) -> None:
-    """Return when the agent has a leader and a ready node."""
+    """Return when the agent has a leader that is well and has a root key, and a ready node."""
     deadline = time.monotonic() + READY_S
     while time.monotonic() < deadline:
         if process.poll() is not None:
             break
-        try:
+        # Until it answers there is nothing to see.
+        with contextlib.suppress(requests.RequestException, ValueError):
             nodes = requests.get(f"{address}/v1/nodes", timeout=5).json()
-            if any(node["Status"] == "ready" for node in nodes):
+            keys = requests.get(f"{address}/v1/operator/keyring/keys", timeout=5).json()
+            health = requests.get(f"{address}/v1/operator/autopilot/health", timeout=5)
+            if keys and health.ok and any(node["Status"] == "ready" for node in nodes):
                 return
-        except (requests.RequestException, ValueError):
-            time.sleep(0.2)
+        time.sleep(0.2)
     pytest.fail(f"the agent did not become ready:\n{log.read_text(errors='replace')[-4000:]}")
 
 
