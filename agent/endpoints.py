@@ -138,6 +138,7 @@ class Endpoints:
             "FS.ReadAt": self.files_read_at,
             "FS.Stream": self.files_stream,
             "FS.Logs": self.files_logs,
+            "FS.Disk": self.files_disk,
         }
         for method, handler in handlers.items():
             registry.register(method, handler)
@@ -269,17 +270,18 @@ class Endpoints:
         return _json(await self._files(request.alloc_id).stat(request.path))
 
     async def files_cat(self, _context: object, request: FileRead, stream: Stream) -> None:
-        """FS.Cat: the raw bytes of a file, or the whole ephemeral disk of an allocation that has ended."""
-        if request.origin == migrate.ORIGIN:
-            runner = self._sync.runner(request.alloc_id)
-            if not runner.is_terminal:
-                raise DefiniteError(f'allocation "{request.alloc_id}" has not ended')
-            root = self._alloc_root(request.alloc_id)
-            await migrate.send_disk(stream, root, list(runner.tasks))
-            return
+        """FS.Cat: the raw bytes of a file."""
         async for data in self._files(request.alloc_id).read(request.path):
             await stream.send(data)
         await stream.finish()
+
+    async def files_disk(self, _context: object, request: NodeRead, stream: Stream) -> None:
+        """FS.Disk: the whole ephemeral disk of an allocation that has ended, for the node of its replacement."""
+        runner = self._sync.runner(request.alloc_id)
+        if not runner.is_terminal:
+            raise DefiniteError(f'allocation "{request.alloc_id}" has not ended')
+        root = self._alloc_root(request.alloc_id)
+        await migrate.send_disk(stream, root, list(runner.tasks))
 
     async def files_read_at(self, _context: object, request: FileRead, stream: Stream) -> None:
         """FS.ReadAt: the raw bytes of a part."""

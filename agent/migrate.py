@@ -18,15 +18,12 @@ from agent.task_dir import TaskDirectories
 from nomadpy import logs
 from nomadpy.errors import NomadError
 from nomadpy.models.allocation import Allocation
-from nomadpy.models.calls import FileRead, Read
+from nomadpy.models.calls import NodeRead, Read
 from nomadpy.models.envelope import QueryOptions
 from nomadpy.models.job import EphemeralDisk
 from nomadpy.rpc.caller import Caller, Stream
 
 log = logs.get(__name__)
-
-ORIGIN = "archive"
-"""What `FileRead.origin` says to FS.Cat when the whole disk is meant and no file."""
 
 END_WAIT_S = 600.0
 IDLE_S = 60.0
@@ -108,8 +105,8 @@ class DiskMigration:
             Unpacker, root, tasks, most_bytes=disk.size_mb * _MEGABYTE
         )
         try:
-            request = FileRead(alloc_id=previous_id, origin=ORIGIN)
-            async with self._caller.open("FS.Cat", request) as stream:
+            request = NodeRead(alloc_id=previous_id)
+            async with self._caller.open("FS.Disk", request) as stream:
                 await _receive(stream, unpacker)
             await asyncio.to_thread(unpacker.commit)
         finally:

@@ -277,6 +277,7 @@ _TABLE: list[Method] = [
             ("FS.ReadAt", calls.FileRead),
             ("FS.Stream", calls.FileRead),
             ("FS.Logs", calls.LogsRead),
+            ("FS.Disk", calls.NodeRead),
             ("ClientAlloc.Exec", calls.ExecStart),
         )
     ),

@@ -44,6 +44,8 @@ NODE_TIMEOUT_S = 75.0
 RETRY_S = 0.1
 LOOK_S = 0.25
 CATCH_UP_S = 2.0
+ATTACH_WAIT_S = 2.0
+"""A node is ready before all servers hold its connection; so long they wait for it."""
 KEPT_BYTES = 1 << 20
 
 
@@ -259,7 +261,8 @@ class Router:
                     )
                 except (UnreachableError, _NotConnectedError):
                     continue
-            raise _NotConnectedError(_no_path(node_id))
+            link = await self._soon(node_id)
+            return await link.call(method.name, request, timeout_s=NODE_TIMEOUT_S)
 
         return routed
 
@@ -282,9 +285,23 @@ class Router:
                 except (UnreachableError, _NotConnectedError):
                     if splice.answered:
                         raise
-            raise _NotConnectedError(_no_path(node_id))
+            link = await self._soon(node_id)
+            async with link.open(method.name, request) as remote:
+                await splice.run(remote)
 
         return routed
+
+    async def _soon(self, node_id: str) -> NodeLink:
+        """The connection of a node that has just come, or come back. Raises NotFoundError for one that has none."""
+        end = asyncio.get_running_loop().time() + ATTACH_WAIT_S
+        while True:
+            link = self._nodes.get(node_id)
+            if link is not None:
+                return link
+            node = self._core.snapshot().node(node_id)
+            if node is None or node.status != "ready" or asyncio.get_running_loop().time() >= end:
+                raise _NotConnectedError(_no_path(node_id))
+            await asyncio.sleep(RETRY_S)
 
     def _stop_at_second_hop(self, context: CallContext, node_id: str) -> None:
         if context.connection is not None and context.peer.role == "server":

@@ -333,6 +333,34 @@ async def _echo(_: CallContext, request: ExecStart, stream: Stream) -> None:
     await stream.finish()
 
 
+async def test_a_call_waits_a_moment_for_a_node_that_is_ready_and_not_connected_yet() -> None:
+    async def cat(_: CallContext, request: FileRead, stream: Stream) -> None:
+        await stream.send(b"found")
+        await stream.finish()
+
+    async with running(1) as world:
+        node, alloc_id = await placed(world)
+        server = world.servers[0].process
+        assert server is not None
+        await node.heartbeat("ready")
+
+        async def asked() -> bytes | None:
+            async with server.server.open("FS.Cat", FileRead(alloc_id=alloc_id)) as stream:
+                return await stream.receive()
+
+        async with asyncio.TaskGroup() as group:
+            task = group.create_task(asked())
+            await asyncio.sleep(0.5)
+            async with node.attached(_serving("FS.Cat", cat), world.servers[0].address):
+                assert await task == b"found"
+        await asyncio.sleep(0.1)
+        # One that does not come is not waited for long.
+        began = asyncio.get_running_loop().time()
+        with pytest.raises(NotFoundError, match=f"No path to node {node.id}"):
+            await asked()
+        assert asyncio.get_running_loop().time() - began < 5
+
+
 def exec_on(alloc_id: str) -> ExecStart:
     return ExecStart(alloc_id=alloc_id, task="task", command=["cat"])
 
