@@ -42,7 +42,7 @@ class RaftConfig(msgspec.Struct, kw_only=True, frozen=True):
     trailing_bytes: int = 64 << 20
     fsync: bool = True
     segment_bytes: int = 64 << 20
-    max_command_bytes: int = 512 << 10
+    max_command_bytes: int = 4 << 20
     max_batch: int = 2000
     max_batch_bytes: int = 4 << 20
     max_pending: int = 16384

@@ -13,6 +13,7 @@ from nomadpy.entropy import SeededEntropy
 from nomadpy.errors import DefiniteError
 from nomadpy.fsm.commands import NodeEligibility, NodeStatus
 from nomadpy.models.calls import JobDeregister
+from nomadpy.models.deployment import Deployment
 from nomadpy.models.evaluation import Evaluation
 from nomadpy.models.plan import AllocStop, Plan, PlanOutcome
 from nomadpy.scheduler.schedule import schedule
@@ -266,6 +267,49 @@ async def test_parts_of_a_large_plan_add_up_to_it() -> None:
         assert [a.id for p in parts for a in p.placements] == [a.id for a in plan.placements]
         assert [bool(p.evaluations) for p in parts] == [False, False, True]
         assert split_plan(plan, 10) == [plan]
+
+
+async def test_stops_are_cut_as_well_and_stay_with_what_replaces_them() -> None:
+    async with running(schedulers=0) as world:
+        for number in range(3):
+            await world.node(f"n{number}")
+        plan = await planned(world, job(count=10, cpu=50))
+        old = [AllocStop(alloc_id=f"old{n}", node_id="n0", description="moved") for n in range(9)]
+        placements = [
+            msgspec.structs.replace(alloc, previous_allocation=f"old{number}")
+            if number < 2
+            else msgspec.structs.replace(alloc, preempted_allocations=["old2"])
+            if number == 9
+            else alloc
+            for number, alloc in enumerate(plan.placements)
+        ]
+        plan = msgspec.structs.replace(
+            plan, placements=placements, stops=old, deployment=Deployment(id="d")
+        )
+        parts = split_plan(plan, 4)
+        assert [(len(p.placements), [s.alloc_id for s in p.stops]) for p in parts] == [
+            (0, ["old3", "old4", "old5", "old6"]),
+            (0, ["old7", "old8"]),
+            (4, ["old0", "old1"]),
+            (4, []),
+            (2, ["old2"]),
+        ]
+        assert [bool(p.deployment) for p in parts] == [True, False, False, False, False]
+        assert [bool(p.evaluations) for p in parts] == [False, False, False, False, True]
+
+
+async def test_a_large_job_is_stopped_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(split_plan, "__defaults__", (4,))
+    async with running(schedulers=0) as world:
+        node = await world.node()
+        await submit(world, await planned(world, job(count=10, cpu=50)))
+        assert len(node.wanted()) == 10
+        plan = await planned(world, job(count=0, cpu=50))
+        before = world.state.index
+        (outcome,) = await submit(world, plan)
+        assert outcome.complete
+        assert outcome.index == before + 3
+        assert node.wanted() == []
 
 
 async def test_a_large_plan_is_true_after_its_last_part(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,7 +34,8 @@ from nomadpy.state.store import Snapshot
 log = logs.get(__name__)
 
 PLANS_IN_ONE_ENTRY = 32
-PLACEMENTS_IN_ONE_ENTRY = 2_000
+CHANGES_IN_ONE_ENTRY = 2_000
+"""Placements, and stops besides."""
 MAX_QUEUE = 1_024
 SETTLE_RETRY_S = 0.5
 EVALUATION_ENDED = ("complete", "failed", "canceled")
@@ -152,7 +153,7 @@ class PlanApplier:
         snapshot = self._catch_up()
         batch: list[tuple[_Queued, list[Plan], list[str]]] = []
         freed: set[str] = set()
-        placements = 0
+        changes = 0
         try:
             while self._queue and len(batch) < PLANS_IN_ONE_ENTRY:
                 queued = self._queue[0]
@@ -160,9 +161,9 @@ class PlanApplier:
                 if queued.answer.done():
                     self._queue.popleft()
                     continue
-                placements += len(plan.placements)
+                changes += max(len(plan.placements), len(plan.stops))
                 if batch and (
-                    placements > PLACEMENTS_IN_ONE_ENTRY
+                    changes > CHANGES_IN_ONE_ENTRY
                     or any(alloc.node_id in freed for alloc in plan.placements)
                 ):
                     break
@@ -260,13 +261,14 @@ class PlanApplier:
         return index, refused
 
 
-def split_plan(plan: Plan, limit: int = PLACEMENTS_IN_ONE_ENTRY) -> list[Plan]:
-    """Cut a plan into parts of at most `limit` placements, so that no log entry grows without bound.
+def split_plan(plan: Plan, limit: int = CHANGES_IN_ONE_ENTRY) -> list[Plan]:
+    """Cut a plan into parts of at most `limit` placements and as many stops besides, so that no log entry grows without bound.
 
-    A stop stays with the placement that replaces it, an eviction with the one that it makes room for; the deployment comes first, the evaluations last: only a plan whose
-    parts are all there has ended its evaluation. A gang (all_at_once) is never cut.
+    A stop stays with the placement that replaces it, an eviction with the one that it makes room for, and the other stops come first, since
+    they make room too. The deployment comes first, the evaluations last: only a plan whose parts are all there has ended
+    its evaluation. A gang (all_at_once) is never cut.
     """
-    if len(plan.placements) <= limit or plan.all_at_once:
+    if max(len(plan.placements), len(plan.stops)) <= limit or plan.all_at_once:
         return [plan]
     part_of = {
         alloc.previous_allocation: number // limit
@@ -276,17 +278,25 @@ def split_plan(plan: Plan, limit: int = PLACEMENTS_IN_ONE_ENTRY) -> list[Plan]:
     for number, alloc in enumerate(plan.placements):
         for evicted in alloc.preempted_allocations or ():
             part_of[evicted] = number // limit
-    count = -(-len(plan.placements) // limit)
+    placing = [
+        (plan.placements[at : at + limit], [s for s in plan.stops if part_of.get(s.alloc_id) == n])
+        for n, at in enumerate(range(0, len(plan.placements), limit))
+    ]
+    loose = [stop for stop in plan.stops if stop.alloc_id not in part_of]
+    stopping: list[tuple[list[Allocation], list[AllocStop]]] = [
+        ([], loose[at : at + limit]) for at in range(0, len(loose), limit)
+    ]
+    parts = [*stopping, *placing]
     return [
         msgspec.structs.replace(
             plan,
-            placements=plan.placements[number * limit : (number + 1) * limit],
-            stops=[s for s in plan.stops if part_of.get(s.alloc_id, 0) == number],
+            placements=placements,
+            stops=stops,
             deployment=plan.deployment if number == 0 else None,
             deployment_updates=plan.deployment_updates if number == 0 else [],
-            evaluations=plan.evaluations if number == count - 1 else [],
+            evaluations=plan.evaluations if number == len(parts) - 1 else [],
         )
-        for number in range(count)
+        for number, (placements, stops) in enumerate(parts)
     ]
 
 
