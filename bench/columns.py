@@ -23,7 +23,6 @@ from typing import Any, NamedTuple
 
 from bench.in_process import START_NS, Cluster, one_group
 from nomadpy.entropy import SeededEntropy, SystemEntropy
-from nomadpy.models.evaluation import Evaluation
 from nomadpy.models.job import Job
 from nomadpy.models.node import Node
 from nomadpy.scheduler.ranking import anti_affinity, pack_score
@@ -117,16 +116,7 @@ def best(runs: list[Timed]) -> Timed:
 def decided_s(cluster: Cluster, job: Job) -> float:
     """CPU seconds of the scheduler's decision about a job; it is not applied."""
     cluster.register(job)
-    evaluation = Evaluation(
-        id=cluster.entropy.uuid(),
-        namespace=job.namespace,
-        job_id=job.id,
-        type=job.type,
-        priority=job.priority,
-        triggered_by="job-register",
-        status="pending",
-    )
-    snapshot = cluster.store.snapshot()
+    evaluation, snapshot = cluster.evaluation(job), cluster.store.snapshot()
     began = time.thread_time()
     decision = schedule(
         evaluation, snapshot, now_ns=START_NS, entropy=cluster.entropy, table=cluster.table

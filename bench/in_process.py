@@ -79,10 +79,9 @@ class Cluster:
         with self._transaction() as tx:
             jobs.register(tx, job)
 
-    def run(self, job: Job) -> Decision:
-        """Register the job, schedule it, and apply what was decided."""
-        self.register(job)
-        evaluation = Evaluation(
+    def evaluation(self, job: Job) -> Evaluation:
+        """An evaluation of a job that has just been registered."""
+        return Evaluation(
             id=self.entropy.uuid(),
             namespace=job.namespace,
             job_id=job.id,
@@ -91,8 +90,12 @@ class Cluster:
             triggered_by="job-register",
             status="pending",
         )
+
+    def run(self, job: Job) -> Decision:
+        """Register the job, schedule it, and apply what was decided."""
+        self.register(job)
         decision = schedule(
-            evaluation,
+            self.evaluation(job),
             self.store.snapshot(),
             now_ns=self._now_ns,
             entropy=self.entropy,
