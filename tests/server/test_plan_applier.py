@@ -296,6 +296,10 @@ async def test_stops_are_cut_as_well_and_stay_with_what_replaces_them() -> None:
         ]
         assert [bool(p.deployment) for p in parts] == [True, False, False, False, False]
         assert [bool(p.evaluations) for p in parts] == [False, False, False, False, True]
+        gang = msgspec.structs.replace(plan, all_at_once=True)
+        assert split_plan(gang, 4) == [gang]
+        ended = msgspec.structs.replace(gang, placements=[])
+        assert [len(p.stops) for p in split_plan(ended, 4)] == [4, 4, 1]
 
 
 async def test_a_large_job_is_stopped_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -266,9 +266,11 @@ def split_plan(plan: Plan, limit: int = CHANGES_IN_ONE_ENTRY) -> list[Plan]:
 
     A stop stays with the placement that replaces it, an eviction with the one that it makes room for, and the other stops come first, since
     they make room too. The deployment comes first, the evaluations last: only a plan whose parts are all there has ended
-    its evaluation. A gang (all_at_once) is never cut.
+    its evaluation. What a gang (all_at_once) places is never cut.
     """
-    if max(len(plan.placements), len(plan.stops)) <= limit or plan.all_at_once:
+    if max(len(plan.placements), len(plan.stops)) <= limit or (
+        plan.all_at_once and plan.placements
+    ):
         return [plan]
     part_of = {
         alloc.previous_allocation: number // limit
