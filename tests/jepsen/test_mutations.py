@@ -6,6 +6,7 @@ Those of registers and of disks are in test_runs.py and test_disk_runs.py; `run.
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -49,7 +50,8 @@ def refute(store: Path, mutation: str, workload: str, *words: str, seconds: int 
         pytest.param("index-goes-back", "blocking", "blocking", "index", marks=real),
         pytest.param("lose-job", "jobs-set", "set", "is lost", marks=real),
         pytest.param("place-twice", "placement", "placement", "twice", marks=real),
-        pytest.param("overcommit", "capacity", "capacity", "promised", marks=real),
+        # Cpu or a port: what runs out first is told.
+        pytest.param("overcommit", "capacity", "capacity", "promised|given twice", marks=real),
     ],
 )
 def test_a_broken_server_is_found_out(
@@ -57,7 +59,7 @@ def test_a_broken_server_is_found_out(
 ) -> None:
     found = refute(tmp_path, mutation, workload)[checker]
     assert found.valid is False
-    assert reason in found.summary
+    assert re.search(reason, found.summary)
     assert found.offending
     assert "BROKEN ON PURPOSE" in (tmp_path / "latest" / "server-1.log").read_text()
 
