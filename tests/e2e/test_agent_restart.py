@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import time
 from collections.abc import Iterator
 
@@ -17,6 +18,7 @@ pytestmark = [pytest.mark.real_time, pytest.mark.slow]
 
 AWAY_S = 2.5
 COUNT = 'echo "pid $$"; i=0; while true; do i=$((i+1)); echo "line $i"; sleep 0.03; done'
+RUNS = itertools.count(1)
 # Waits for its order; the order is a file, so that it can be given while the agent is away.
 EXIT_7_ONCE = """
 if [ -e $NOMAD_ALLOC_DIR/data/ran ]; then echo second run; exec sleep 600; fi
@@ -113,11 +115,13 @@ def test_tasks_keep_their_process_their_container_and_every_line_over_kill_9_of_
 def test_what_ended_while_the_agent_was_away_is_reported_and_restarted_by_its_policy(
     cluster: RealCluster, image: str
 ) -> None:
+    # Another job each time: what an earlier run of this test left on the cluster is not this one's.
+    name = f"endings-{next(RUNS)}"
     again = {"RestartPolicy": ONE_RESTART}
     over = {"RestartPolicy": NO_RESTART, "ReschedulePolicy": NO_RESCHEDULE}
     allocs = cluster.run(
         job(
-            "endings",
+            name,
             group(shell(EXIT_7_ONCE), name="plain-again", **again),
             group(contained(image, EXIT_7_ONCE), name="boxed-again", **again),
             group(shell(EXIT_7), name="plain-over", **over),
@@ -127,22 +131,24 @@ def test_what_ended_while_the_agent_was_away_is_reported_and_restarted_by_its_po
         )
     )
     by_group = {a["TaskGroup"]: a for a in allocs}
-    for name in ("plain-again", "boxed-again"):
-        cluster.wait_log(by_group[name], "first run")
+    for group_name in ("plain-again", "boxed-again"):
+        cluster.wait_log(by_group[group_name], "first run")
     away(cluster, allocs)
-    cluster.wait_allocs("endings", "failed", 3)
-    for name in ("plain-again", "boxed-again"):
-        assert cluster.wait_log(by_group[name], "second run") == "first run\nsecond run\n"
+    cluster.wait_allocs(name, "failed", 3)
+    for group_name in ("plain-again", "boxed-again"):
+        assert cluster.wait_log(by_group[group_name], "second run") == "first run\nsecond run\n"
     # While a task waits for its restart, its allocation is pending.
-    cluster.wait_allocs("endings", "running", 2)
-    for name, alloc in by_group.items():
+    cluster.wait_allocs(name, "running", 2)
+    for group_name, alloc in by_group.items():
         found = cluster.alloc(alloc["ID"])
         state = found["TaskStates"]["main"]
         ended = [e for e in state["Events"] if e["Type"] == "Terminated"]
-        assert len(ended) == 1, name
-        assert ended[0]["Details"]["exit_code"] == ("137" if name == "boxed-oom" else "7"), name
-        assert ended[0]["ExitCode"] == (137 if name == "boxed-oom" else 7), name
-        if name.endswith("again"):
+        assert len(ended) == 1, group_name
+        assert ended[0]["Details"]["exit_code"] == ("137" if group_name == "boxed-oom" else "7"), (
+            group_name
+        )
+        assert ended[0]["ExitCode"] == (137 if group_name == "boxed-oom" else 7), group_name
+        if group_name.endswith("again"):
             assert state["Restarts"] == 1
             assert state["State"] == "running"
             assert "Restarting" in [e["Type"] for e in state["Events"]]
@@ -150,13 +156,13 @@ def test_what_ended_while_the_agent_was_away_is_reported_and_restarted_by_its_po
             assert found["ClientStatus"] == "failed"
             assert state["Failed"] is True
             assert state["State"] == "dead"
-        if name.endswith("over"):
+        if group_name.endswith("over"):
             assert cluster.logs(alloc) == "last words\n"
     events = cluster.alloc(by_group["boxed-oom"]["ID"])["TaskStates"]["main"]["Events"]
     told = next(e for e in events if e["Type"] == "Terminated")
     assert told["Details"]["oom_killed"] == "true"
     assert "OOM Killed" in told["DisplayMessage"]
-    cluster.stop_job("endings")
+    cluster.stop_job(name)
 
 
 def test_what_was_stopped_or_changed_while_the_agent_was_away_is_so_after_its_return(
